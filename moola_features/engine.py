@@ -1,0 +1,216 @@
+"""Bars in memory to features in memory; the same pass that a build makes chunk by chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moola_features.bars import Bars
+from moola_features.config import FeatureConfig
+from moola_features.errors import BarsError
+from moola_features.feature_pass import FeaturePass, history_depth
+from moola_features.segments import segment_bounds, segment_starts
+from moola_features.times import time_text
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of a run of bars.
+
+    Attributes
+    ----------
+    values
+        float32 ``[T, F]``, C-contiguous, one row a bar.
+    valid
+        bool ``[T]``: every look-back full and, for ``relativity``, both swings known.
+    names
+        Names of the F columns.
+    segments
+        int64 ``[S, 2]``: [start, stop) of each segment.
+    """
+
+    values: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    names: tuple[str, ...]
+    segments: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Swings:
+    """Confirmed swings in the order of their confirmation.
+
+    Attributes
+    ----------
+    is_high
+        bool ``[S]``: a swing high, else a swing low.
+    index
+        int64 ``[S]``: bar of the extreme.
+    confirmed_index
+        int64 ``[S]``: bar at whose close the extreme was confirmed.
+    price
+        float64 ``[S]``: price of the extreme.
+    """
+
+    is_high: NDArray[np.bool_]
+    index: NDArray[np.int64]
+    confirmed_index: NDArray[np.int64]
+    price: NDArray[np.float64]
+
+
+def compute(bars: Bars, config: FeatureConfig | None = None) -> Features:
+    """Compute every feature of every bar.
+
+    Parameters
+    ----------
+    bars
+        The bars, T of them.
+    config
+        What to compute; the standard profile when None.
+
+    Returns
+    -------
+    Features
+        float32 values ``[T, F]`` with their validity and segments.
+
+    Raises
+    ------
+    BarsError
+        Family ``returns`` with a price that is not above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import moola_features as mf
+    >>> price = 100 + np.sin(np.arange(300) / 5)
+    >>> bars = mf.Bars(
+    ...     time=np.arange(300) * 60_000_000_000,
+    ...     open=price, high=price + 0.5, low=price - 0.5, close=price + 0.25,
+    ... )
+    >>> features = mf.compute(bars)
+    >>> features.values.shape, features.names[5]
+    ((300, 11), 'range_z')
+    """
+    config = config or FeatureConfig()
+    carried = FeaturePass(config)
+    require_positive(bars, config)
+    starts = segment_starts(bars.time, config.max_gap_ns, None)
+    values = np.empty((len(bars), carried.num_columns), np.float32)
+    valid = np.empty(len(bars), np.bool_)
+    carried.run(bars.open, bars.high, bars.low, bars.close, starts, values, valid)
+    return Features(values, valid, config.names, segment_bounds(starts, len(bars)))
+
+
+def transform_windows(ohlc: ArrayLike, config: FeatureConfig | None = None) -> NDArray[np.float32]:
+    """Compute the features of isolated windows, each from a cold start.
+
+    Parameters
+    ----------
+    ohlc
+        float64 ``[N, K, 4]``: open, high, low, close of N windows of K bars, where K is the
+        configuration's ``window_length``.
+    config
+        What to compute; the standard profile when None.
+
+    Returns
+    -------
+    ndarray
+        float32 ``[N, K, F]``. Swing columns are 0 until the window itself has shown a swing.
+
+    Raises
+    ------
+    BarsError
+        Another shape, or a price that is not finite or contradicts its bar; the message names
+        window, bar and value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import moola_features as mf
+    >>> mf.transform_windows(np.full((2, 105, 4), 7.0)).shape
+    (2, 105, 11)
+    """
+    config = config or FeatureConfig()
+    prices = _checked_windows(ohlc, config)
+    num_windows, length = prices.shape[:2]
+    carried = FeaturePass(config)
+    values = np.empty((num_windows * length, carried.num_columns), np.float32)
+    valid = np.empty(num_windows * length, np.bool_)
+    columns = [np.ascontiguousarray(prices[:, :, j].reshape(-1)) for j in range(4)]
+    starts = np.arange(num_windows, dtype=np.int64) * length
+    carried.run(*columns, starts, values, valid)
+    return values.reshape(num_windows, length, carried.num_columns)
+
+
+def swings(bars: Bars, config: FeatureConfig | None = None) -> Swings:
+    """List the confirmed swings that the swing columns are made of.
+
+    Parameters
+    ----------
+    bars
+        The bars, T of them.
+    config
+        Swing rule, periods and ``max_gap``; the standard profile when None.
+
+    Returns
+    -------
+    Swings
+        Extremes and the bars that confirmed them, as positions in ``bars``.
+    """
+    from moola_features.kernels.swings import swings as kernel
+
+    config = config or FeatureConfig()
+    carried = FeaturePass(config)
+    starts = segment_starts(bars.time, config.max_gap_ns, None)
+    parts = []
+    for start, stop in segment_bounds(starts, len(bars)).tolist():
+        size = stop - start
+        found = (
+            np.empty(size, np.bool_), np.empty(size, np.int64),
+            np.empty(size, np.int64), np.empty(size, np.float64),
+        )  # fmt: skip
+        count = np.zeros(1, np.int64)
+        kernel.load()(
+            bars.high[start:stop], bars.low[start:stop], bars.close[start:stop],
+            history_depth(config), carried.parameters, carried.carried, *found, count,
+        )  # fmt: skip
+        is_high, index, confirmed, price = (array[: count[0]] for array in found)
+        parts.append((is_high, index + start, confirmed + start, price))
+    return Swings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def require_positive(bars: Bars, config: FeatureConfig, first_row: int = 0) -> None:
+    """Refuse prices that have no logarithm, where logarithms are asked for."""
+    if config.family != "returns" or len(bars) == 0 or bars.low.min() > 0:
+        return
+    row = int(np.argmax(bars.low <= 0))
+    raise BarsError(
+        f"row {first_row + row}, {time_text(int(bars.time[row]))}: low is {bars.low[row]:g}; "
+        "family 'returns' needs prices above 0, use family 'relativity' for such bars"
+    )
+
+
+def _checked_windows(ohlc: ArrayLike, config: FeatureConfig) -> NDArray[np.float64]:
+    try:
+        prices = np.asarray(ohlc, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BarsError(f"windows are not numbers: {error}; give float64 [N, K, 4]") from error
+    if prices.ndim != 3 or prices.shape[2] != 4 or prices.shape[1] != config.window_length:
+        raise BarsError(
+            f"windows have shape {list(prices.shape)}; give [N, {config.window_length}, 4] with "
+            "open, high, low, close, or a configuration with another window_length"
+        )
+    open_, high, low, close = (prices[:, :, j] for j in range(4))
+    checks = (
+        (~(np.abs(prices) <= 1e150).all(axis=2), "is not finite or beyond 1e150"),
+        (high < np.maximum(open_, close), "has a high below its open or close"),
+        (low > np.minimum(open_, close), "has a low above its open or close"),
+        ((low <= 0) & (config.family == "returns"), "needs prices above 0 in family 'returns'"),
+    )
+    for bad, what in checks:
+        if bad.any():
+            window, bar = np.argwhere(bad)[0].tolist()
+            found = ", ".join(f"{price:g}" for price in prices[window, bar])
+            raise BarsError(f"window {window}, bar {bar}: open, high, low, close = {found} {what}")
+    return prices

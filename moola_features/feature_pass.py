@@ -1,0 +1,143 @@
+"""One fused pass over bars, and the state it carries from one batch to the next.
+
+Batch builds, appends, streams and checks all run this; how the bars are cut changes no bit.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moola_features import spec
+from moola_features.config import FeatureConfig
+from moola_features.errors import StreamError
+
+_ZSCORE_DEPTH = spec.ZSCORE_PERIOD
+
+
+class FeaturePass:
+    """A family's kernel with its parameters and its carried state.
+
+    Parameters
+    ----------
+    config
+        What to compute.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from moola_features import FeatureConfig
+    >>> carried = FeaturePass(FeatureConfig())
+    >>> price = np.array([1.0, 2.0])
+    >>> values, valid = np.empty((2, 11), np.float32), np.empty(2, bool)
+    >>> carried.run(price, price, price, price, np.array([0]), values, valid)
+    >>> carried.state()["index"]
+    2
+    """
+
+    def __init__(self, config: FeatureConfig) -> None:
+        from moola_features.kernels import layout
+
+        self.config = config
+        self.num_columns = len(spec.columns(config))
+        self.parameters = _parameters(config)
+        self.carried = np.zeros(1, layout.STATE)
+        self.carried["swing_high_index"] = self.carried["swing_low_index"] = -1
+        self.history = np.zeros((4, history_depth(config)))
+        self.kernel = load_kernel(config)
+
+    def run(
+        self,
+        open_: NDArray[np.float64],
+        high: NDArray[np.float64],
+        low: NDArray[np.float64],
+        close: NDArray[np.float64],
+        starts: NDArray[np.int64],
+        values: NDArray[np.float32],
+        valid: NDArray[np.bool_],
+    ) -> None:
+        """Continue over a batch of bars.
+
+        Parameters
+        ----------
+        open_, high, low, close
+            float64 ``[n]``, contiguous, checked.
+        starts
+            int64, ascending: positions in the batch at which a segment begins.
+        values
+            float32 ``[n, F]``, C-contiguous: gets the features.
+        valid
+            bool ``[n]``: gets the validity.
+        """
+        self.kernel(
+            open_, high, low, close, starts,
+            self.parameters, self.carried, self.history, values, valid,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """Return the carried state as plain JSON types; floats survive JSON to the bit."""
+        record = self.carried[0]
+        fields = {name: record[name].item() for name in self.carried.dtype.names or ()}
+        return {**fields, "history": self.history.tolist()}
+
+    @classmethod
+    def from_state(cls, config: FeatureConfig, state: dict[str, Any]) -> Self:
+        """Make a pass that goes on from a saved state.
+
+        Raises
+        ------
+        StreamError
+            A state that lacks a field or was saved under another configuration.
+        """
+        made = cls(config)
+        names = made.carried.dtype.names or ()
+        missing = [name for name in (*names, "history") if name not in state]
+        if missing:
+            raise StreamError(f"state lacks {missing[0]!r}; pass what state() returned, whole")
+        try:
+            history = np.asarray(state["history"], dtype=np.float64)
+            for name in names:
+                made.carried[name] = state[name]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise StreamError(f"state holds a value that is no number: {error}") from error
+        if history.shape != made.history.shape:
+            raise StreamError(
+                f"state carries history of shape {list(history.shape)}, this configuration needs "
+                f"{list(made.history.shape)}; use the configuration that the state was saved with"
+            )
+        made.history[:] = history
+        return made
+
+
+def load_kernel(config: FeatureConfig) -> Any:
+    """Return the compiled kernel of a family, compiling it or reading the cache if need be."""
+    # Imported here: Numba costs a tenth of a second, which `info` or `--help` should not pay.
+    module = importlib.import_module(f"moola_features.kernels.{config.family}")
+    return getattr(module, config.family).load()
+
+
+def history_depth(config: FeatureConfig) -> int:
+    """Bars before a batch that its first bar looks back on."""
+    if config.family == "returns":
+        return _ZSCORE_DEPTH
+    return max(config.atr_period, spec.CONTEXT_PERIOD if config.context else 0)
+
+
+def _parameters(config: FeatureConfig) -> NDArray[np.void]:
+    from moola_features.kernels import layout
+
+    record = np.zeros(1, layout.PARAMETERS)
+    weight = 2.0 / (config.range_period + 1)
+    record["range_weight"] = weight
+    record["range_rest"] = 1.0 - weight
+    record["swing_rule"] = spec.SWING_RULES.index(config.swing_rule)
+    for name in (
+        "atr_period", "k", "early_lookback", "early_retrace", "distance_clip", "range_clip",
+        "proxy_clip", "window_length", "first_valid_index", "consol_proxy", "context",
+    ):  # fmt: skip
+        record[name] = getattr(config, name)
+    record.flags.writeable = False  # the kernels' signature says so, and an exact match is fastest
+    return record

@@ -1,0 +1,169 @@
+"""Every Numba option, and the on-disk cache of compiled kernels.
+
+A kernel is declared with one signature and compiled at its first :meth:`Kernel.load`, so that
+importing costs nothing. Compiled code is kept in a folder of our own, named after the package's
+version, the text of all kernels, the Python and Numba versions and the CPU: Numba itself would
+not notice a change in a function that a kernel calls from another file. One process compiles at
+a time, the others wait and then load what it left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import numba
+from numba import types
+
+# No fastmath: it would let the compiler reorder sums, and the laws hold to the bit.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+f8 = types.float64
+i8 = types.int64
+
+
+def vector(dtype: Any, *, writable: bool = False) -> types.Array:
+    """Type of a contiguous 1-D array."""
+    return types.Array(dtype, 1, "C", readonly=not writable)
+
+
+def matrix(dtype: Any, *, writable: bool = False) -> types.Array:
+    """Type of a C-contiguous 2-D array."""
+    return types.Array(dtype, 2, "C", readonly=not writable)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a helper as a part of the kernels that call it."""
+    compiled: Callable[..., Any] = numba.njit(**OPTIONS)(function)
+    return compiled
+
+
+class Kernel:
+    """A function with one signature that is compiled, or loaded from the cache, when first asked for.
+
+    Attributes
+    ----------
+    compile_seconds
+        What the last :meth:`load` that had to compile or read the cache took.
+    """
+
+    def __init__(self, function: Callable[..., Any], signature: types.Type) -> None:
+        self.function = function
+        self.signature = signature
+        self.compile_seconds = 0.0
+        self._compiled: Callable[..., Any] | None = None
+        self._guard = threading.Lock()
+
+    def load(self) -> Callable[..., Any]:
+        """Return the compiled function; it takes exactly the declared types."""
+        if self._compiled is None:
+            with self._guard:
+                if self._compiled is None:
+                    began = time.perf_counter()
+                    self._compiled = self._compile()
+                    self.compile_seconds = time.perf_counter() - began
+        return self._compiled
+
+    def _compile(self) -> Callable[..., Any]:
+        if numba.config.DISABLE_JIT:
+            return self.function
+        with _cache_folder() as folder:
+            dispatcher = numba.njit(**OPTIONS)(self.function)
+            if folder is not None:
+                _keep_in(folder, dispatcher)
+            try:
+                dispatcher.compile(self.signature)
+            except Exception as error:  # a damaged cache file raises whatever unpickling meets
+                if dispatcher.overloads:
+                    # Compiled, but could not be saved (a full disk): it works for this process.
+                    warnings.warn(f"compiled kernels were not cached: {error}", stacklevel=4)
+                else:
+                    if folder is None:
+                        raise
+                    shutil.rmtree(folder, ignore_errors=True)
+                    dispatcher = numba.njit(**OPTIONS)(self.function)
+                    dispatcher.compile(self.signature)
+            dispatcher.disable_compile()
+            compiled: Callable[..., Any] = dispatcher
+            return compiled
+
+
+def kernel(*arguments: types.Type) -> Callable[[Callable[..., Any]], Kernel]:
+    """Declare a kernel by the types of its arguments; it returns nothing and fills ``out``."""
+
+    def declare(function: Callable[..., Any]) -> Kernel:
+        return Kernel(function, types.void(*arguments))
+
+    return declare
+
+
+def cache_root() -> Path:
+    """Folder under which compiled kernels are kept: ``MOOLA_CACHE_DIR`` or the user's cache."""
+    named = os.environ.get("MOOLA_CACHE_DIR")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "moola"
+
+
+@functools.cache
+def cache_key() -> str:
+    """Name of the cache's folder: whatever decides what compiled code looks like."""
+    here = Path(__file__).parent
+    text = hashlib.sha256()
+    for source in sorted(here.glob("*.py")):
+        text.update(source.read_bytes())
+    cpu = llvmlite.binding.get_host_cpu_name()
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    text.update(f"{cpu} {features} {here}".encode())
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    return f"kernels-{python}-numba{numba.__version__}-{platform.machine()}-{text.hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def _cache_folder() -> Iterator[Path | None]:
+    """Hold the cache's lock; None where no folder of our own can be written."""
+    try:
+        folder = cache_root() / cache_key()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # The lock stands beside the folder, which a repair may delete.
+        lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (OSError, RuntimeError):  # RuntimeError: no home folder can be determined
+        yield None
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder if _is_ours(folder) else None
+    finally:
+        os.close(lock)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else could have put code there: compiled code is run, not read."""
+    status = folder.stat()
+    foreign = status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return not foreign and os.access(folder, os.W_OK)
+
+
+def _keep_in(folder: Path, dispatcher: Any) -> None:
+    # Numba reads its cache folder from one global; ours must not become everyone's.
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(folder)
+    try:
+        dispatcher.enable_caching()
+    finally:
+        numba.config.CACHE_DIR = before

@@ -1,0 +1,270 @@
+"""Reading a store: chunk files mapped side by side, nothing copied, nothing half-built opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moola_features.config import FeatureConfig
+from moola_features.errors import ConfigError, StoreError, StoreNotFoundError
+from moola_features.mapping import map_files
+from moola_features.store_format import (
+    CHUNK_BARS,
+    FORMAT,
+    FORMAT_VERSION,
+    METADATA,
+    SEGMENTS,
+    ArrayFormat,
+    bar_arrays,
+    chunk_path,
+)
+from moola_features.times import TimeLike, time_text
+from moola_features.windows import Windows
+
+_REBUILD = "rebuild it with `moola-features build ... --force`"
+
+
+class Store:
+    """One instrument's features, bars and provenance, mapped from disk.
+
+    A store that is rebuilt while it is open keeps serving what it was opened on.
+
+    Attributes
+    ----------
+    path
+        Folder of the group.
+    features
+        float32 ``[T, F]``, read-only.
+    time
+        int64 ``[T]``, ns since 1970 UTC, start of each bar.
+    valid
+        bool ``[T]``.
+    ohlc
+        float64 ``[T, 4]``: open, high, low, close.
+    segments
+        int64 ``[S, 2]``: [start, stop).
+    config
+        The configuration that it was built with.
+    attributes
+        Everything else that is known of it: input, state, versions, gaps, dropped bars.
+    """
+
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        self.path = path
+        self.attributes = attributes
+        try:
+            self.config = FeatureConfig.from_dict(attributes["config"])
+            self.num_bars = int(attributes["num_bars"])
+        except (KeyError, TypeError, ConfigError) as error:
+            raise StoreError(f"{path}: the attributes cannot be read: {error}; {_REBUILD}") from error
+        self.names = self.config.names
+        arrays = bar_arrays(len(self.names))
+        mapped = {name: self._map(name, array) for name, array in arrays.items()}
+        self.features: NDArray[np.float32] = mapped["features"]
+        self.time: NDArray[np.int64] = mapped["time"]
+        self.valid: NDArray[np.bool_] = mapped["valid"]
+        self.ohlc: NDArray[np.float64] = mapped["ohlc"]
+        self.segments = self._read_segments()
+
+    def __len__(self) -> int:
+        return self.num_bars
+
+    def __repr__(self) -> str:
+        return (
+            f"<Store {self.path.name}: {self.num_bars:,} bars, {len(self.names)} features, "
+            f"{time_text(int(self.time[0]))} to {time_text(int(self.time[-1]))}>"
+        )
+
+    def windows(
+        self,
+        length: int | None = None,
+        stride: int = 1,
+        *,
+        start: TimeLike | None = None,
+        stop: TimeLike | None = None,
+        segment: int | None = None,
+    ) -> Windows:
+        """Index the valid windows: all their bars valid, and in one segment.
+
+        Parameters
+        ----------
+        length
+            Bars in a window; the configuration's ``window_length`` when None.
+        stride
+            Bars from one window's start to the next one's, counted afresh in every segment.
+        start, stop
+            Only windows whose bars all lie in [start, stop): ns, ISO text or ``datetime``, UTC.
+        segment
+            Only windows of one segment.
+
+        Returns
+        -------
+        Windows
+            ``len()``, indexing, ``starts`` and ``gather``.
+
+        Raises
+        ------
+        WindowError
+            A length or stride below 1, or a segment that is not there.
+        """
+        return Windows.of(self, length, stride, start=start, stop=stop, segment=segment)
+
+    def _map(self, name: str, array: ArrayFormat) -> NDArray[Any]:
+        self._check_metadata(name, array, (self.num_bars, *array.row), array.chunk_shape)
+        dtype = np.dtype(array.dtype).newbyteorder("<")
+        num_chunks = -(-self.num_bars // CHUNK_BARS)
+        paths = [chunk_path(self.path, name, index, array) for index in range(num_chunks)]
+        num_bytes = int(np.prod(array.chunk_shape)) * dtype.itemsize
+        values = map_files(paths, num_bytes).view(dtype).reshape(-1, *array.row)
+        return values[: self.num_bars]
+
+    def _read_segments(self) -> NDArray[np.int64]:
+        path = chunk_path(self.path, "segments", 0, SEGMENTS)
+        try:
+            segments = np.fromfile(path, "<i8")
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}; {_REBUILD}") from error
+        if len(segments) == 0 or len(segments) % 2 or segments[-1] != self.num_bars:
+            raise StoreError(f"{path} does not end at bar {self.num_bars}; {_REBUILD}")
+        shape = (len(segments) // 2, 2)
+        self._check_metadata("segments", SEGMENTS, shape, shape)
+        return segments.reshape(shape).astype(np.int64, copy=False)
+
+    def _check_metadata(
+        self, name: str, array: ArrayFormat, shape: tuple[int, ...], chunks: tuple[int, ...]
+    ) -> None:
+        path = self.path / name / METADATA
+        document = read_json(path, f"array {name!r} of {self.path}")
+        expected = {"shape": list(shape), "data_type": array.dtype, "node_type": "array"}
+        found = {key: document.get(key) for key in expected}
+        grid = document.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape")
+        codecs = [codec.get("name") for codec in document.get("codecs", [])]
+        if found != expected or grid != list(chunks) or codecs != ["bytes"]:
+            raise StoreError(
+                f"{path} describes another array than format {FORMAT_VERSION} has: "
+                f"{found}, chunks {grid}, codecs {codecs}; {_REBUILD}"
+            )
+
+
+class Universe(Mapping[str, Store]):
+    """Several instruments' stores under one folder, by symbol.
+
+    Examples
+    --------
+    ``open_store("universe.zarr")["ETHUSD"]`` is a :class:`Store`.
+    """
+
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        self.path = path
+        self.attributes = attributes
+        self._groups: dict[str, str] = dict(attributes["instruments"])
+        self._opened: dict[str, Store] = {}
+
+    def __getitem__(self, symbol: str) -> Store:
+        if symbol not in self._groups:
+            raise KeyError(f"no instrument {symbol!r} in {self.path}; there are {list(self._groups)}")
+        if symbol not in self._opened:
+            opened = open_store(self.path / self._groups[symbol])
+            if not isinstance(opened, Store):
+                raise StoreError(f"{opened.path} is a universe inside a universe; {_REBUILD}")
+            self._opened[symbol] = opened
+        return self._opened[symbol]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __repr__(self) -> str:
+        return f"<Universe {self.path.name}: {len(self)} instruments>"
+
+
+def open_store(path: str | Path, config: FeatureConfig | None = None) -> Any:
+    """Open a store, or a universe of stores.
+
+    Parameters
+    ----------
+    path
+        Folder that ``build`` made.
+    config
+        When given, the configuration that the store must have been built with.
+
+    Returns
+    -------
+    Store or Universe
+        Mapped arrays of one instrument; for a file of several instruments a mapping from
+        symbol to store.
+
+    Raises
+    ------
+    StoreNotFoundError
+        Nothing there.
+    StoreError
+        No store, an unfinished or damaged one, one of a newer format or of another
+        configuration; the message says what to do.
+    """
+    folder = Path(path)
+    attributes = read_attributes(folder)
+    if attributes.get("kind") == "universe":
+        universe = Universe(folder, attributes)
+        if config is not None:
+            for store in universe.values():
+                require_config(store, config)
+        return universe
+    store = Store(folder, attributes)
+    if config is not None:
+        require_config(store, config)
+    return store
+
+
+def read_attributes(folder: Path) -> dict[str, Any]:
+    """Read and check a group's attributes: a finished store, of a format that is known here."""
+    if not folder.exists():
+        raise StoreNotFoundError(f"no store at {folder}; make one with `moola-features build`")
+    if not folder.is_dir():
+        raise StoreError(f"{folder} is a file, not a store; give the folder that build made")
+    if not (folder / METADATA).exists():
+        raise StoreError(f"{folder} is not a finished store: it has no {METADATA}; {_REBUILD}")
+    document = read_json(folder / METADATA, f"store {folder}")
+    attributes = document.get("attributes")
+    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
+        raise StoreError(f"{folder} is a Zarr group that moola did not make; give another folder")
+    version = attributes.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise StoreError(
+            f"{folder} has format version {version}, this moola reads up to {FORMAT_VERSION}; "
+            "upgrade moola, or rebuild the store with this one"
+        )
+    if attributes.get("complete") is not True:
+        raise StoreError(f"{folder} was not finished: complete is not true; {_REBUILD}")
+    return attributes
+
+
+def require_config(store: Store, config: FeatureConfig) -> None:
+    """Refuse a store of another configuration, naming the first setting that differs."""
+    for name, wanted in config.to_dict().items():
+        found = getattr(store.config, name)
+        if found != wanted:
+            raise StoreError(
+                f"{store.path} was built with {name} = {found!r}, not {wanted!r}; "
+                "rebuild it with --force, or build into another folder"
+            )
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object, or say which one cannot be."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{what} is missing: no {path}; {_REBUILD}") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read: {error}; {_REBUILD}") from error
+    if not isinstance(document, dict):
+        raise StoreError(f"{path} is no JSON object; {_REBUILD}")
+    return document

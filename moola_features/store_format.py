@@ -1,0 +1,56 @@
+"""Format 1 of the store: names, types, chunks and paths that writer and reader agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+FORMAT = "moola"
+FORMAT_VERSION = 1
+METADATA = "zarr.json"
+CHUNK_BARS = 65_536  # rows of a chunk file: whole pages for every array, so that it maps
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayFormat:
+    """One array of a store: its type, what a row holds, and its dimensions' names."""
+
+    dtype: str
+    row: tuple[int, ...]
+    dimensions: tuple[str, ...]
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of a chunk."""
+        return (CHUNK_BARS, *self.row)
+
+
+def bar_arrays(num_columns: int) -> dict[str, ArrayFormat]:
+    """Arrays with one row a bar."""
+    return {
+        "features": ArrayFormat("float32", (num_columns,), ("bar", "feature")),
+        "time": ArrayFormat("int64", (), ("bar",)),
+        "valid": ArrayFormat("bool", (), ("bar",)),
+        "ohlc": ArrayFormat("float64", (4,), ("bar", "price")),
+    }
+
+
+SEGMENTS = ArrayFormat("int64", (2,), ("segment", "bound"))  # [start, stop), one chunk
+
+
+def chunk_path(folder: Path, name: str, index: int, array: ArrayFormat) -> Path:
+    """Path of a chunk file: the index along the bars, then a 0 for each other dimension."""
+    return folder.joinpath(name, "c", str(index), *("0" for _ in array.row))
+
+
+def group_name(symbol: str) -> str:
+    """Name of an instrument's group: its symbol, with what a path cannot hold percent-quoted.
+
+    Examples
+    --------
+    >>> group_name("BTC/USD")
+    'BTC%2FUSD'
+    """
+    name = quote(symbol, safe="")
+    return f"%{ord(name[0]):02X}{name[1:]}" if name[:1] in {".", "_"} else name

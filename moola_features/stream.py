@@ -1,0 +1,202 @@
+"""One bar at a time, live: the same kernel as a build, the same bits."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moola_features.bar_checks import MAX_PRICE
+from moola_features.config import FeatureConfig
+from moola_features.errors import ConfigError, StreamError
+from moola_features.feature_pass import FeaturePass
+from moola_features.times import time_text
+
+STATE_VERSION = 1
+
+
+class Stream:
+    """Features of bars as they close.
+
+    Parameters
+    ----------
+    config
+        What to compute; the standard profile when None.
+
+    Attributes
+    ----------
+    config
+        The configuration.
+    valid
+        Whether the last bar's features are valid.
+    num_bars
+        Bars seen, over all segments.
+
+    Examples
+    --------
+    >>> import json
+    >>> import moola_features as mf
+    >>> stream = mf.Stream()
+    >>> x = stream.update(0, 10.0, 12.0, 9.0, 11.0)
+    >>> x.dtype, x.shape, stream.valid
+    (dtype('float32'), (11,), False)
+    >>> again = mf.Stream.from_state(json.loads(json.dumps(stream.state())))
+    >>> again.num_bars
+    1
+    """
+
+    def __init__(self, config: FeatureConfig | None = None) -> None:
+        self.config = config or FeatureConfig()
+        self.valid = False
+        self.num_bars = 0
+        self._last_time: int | None = None
+        self._take_on(FeaturePass(self.config))
+
+    def _take_on(self, carried: FeaturePass) -> None:
+        self._pass = carried
+        self._prices = np.zeros((4, 1))
+        # The kernel reads through read-only views: they match its signature, which is fastest.
+        columns = [self._prices[j] for j in range(4)]
+        for column in columns:
+            column.flags.writeable = False
+        self._columns = columns
+        self._here = np.zeros(1, np.int64)
+        self._nowhere = np.zeros(0, np.int64)
+        for starts in (self._here, self._nowhere):
+            starts.flags.writeable = False
+        self._valid = np.zeros(1, np.bool_)
+        self._shape = (1, carried.num_columns)
+        self._max_gap_ns = self.config.max_gap_ns
+        self._lowest = 0.0 if self.config.family == "returns" else -MAX_PRICE
+        self._rest = (carried.parameters, carried.carried, carried.history)
+        self._kernel = carried.kernel
+
+    def update(
+        self, time: int, open_: float, high: float, low: float, close: float
+    ) -> NDArray[np.float32]:
+        """Take one closed bar and return its features.
+
+        Parameters
+        ----------
+        time
+            Start of the bar, ns since 1970 UTC; after the last bar's.
+        open_, high, low, close
+            Its prices.
+
+        Returns
+        -------
+        ndarray
+            float32 ``[F]``, the caller's to keep.
+
+        Raises
+        ------
+        StreamError
+            A bar that contradicts itself or is not after the last one. The stream stays as it
+            was before, and goes on with the next good bar.
+        """
+        if not (
+            low <= open_ <= high
+            and low <= close <= high
+            and self._lowest < low
+            and high <= MAX_PRICE
+        ):
+            self._refuse(time, open_, high, low, close)
+        last = self._last_time
+        starts = self._nowhere
+        if last is None:
+            starts = self._here
+        elif time <= last:
+            raise StreamError(
+                f"bar {time_text(int(time))} is not after the last one, {time_text(last)}; "
+                "leave out bars that were given before"
+            )
+        elif self._max_gap_ns is not None and time - last > self._max_gap_ns:
+            starts = self._here
+        prices = self._prices
+        prices[0, 0] = open_
+        prices[1, 0] = high
+        prices[2, 0] = low
+        prices[3, 0] = close
+        values: NDArray[np.float32] = np.empty(self._shape, np.float32)
+        self._kernel(*self._columns, starts, *self._rest, values, self._valid)
+        self._last_time = int(time)
+        self.num_bars += 1
+        self.valid = bool(self._valid[0])
+        return values[0]
+
+    def state(self) -> dict[str, Any]:
+        """Return everything the next update depends on, as plain JSON types.
+
+        Returns
+        -------
+        dict
+            Survives ``json.dumps`` and ``json.loads`` without changing a bit.
+        """
+        return saved_state(
+            self.config, self._pass,
+            num_bars=self.num_bars, last_time=self._last_time, valid=self.valid,
+        )  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """Make a stream that goes on where another stopped.
+
+        Parameters
+        ----------
+        state
+            What :meth:`state` returned.
+
+        Raises
+        ------
+        StreamError
+            Something else, or the state of another version.
+        """
+        if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+            found = state.get("version") if isinstance(state, dict) else type(state).__name__
+            raise StreamError(
+                f"state has version {found!r}, this moola reads {STATE_VERSION}; pass what "
+                "Stream.state() returned, whole"
+            )
+        try:
+            config = FeatureConfig.from_dict(state["config"])
+            last_time = state["last_time"]
+            made = cls(config)
+            made._take_on(FeaturePass.from_state(config, state["pass"]))
+            made.num_bars = int(state["num_bars"])
+            made.valid = bool(state["valid"])
+            made._last_time = None if last_time is None else int(last_time)
+        except (KeyError, TypeError, ConfigError) as error:
+            raise StreamError(
+                f"state cannot be read: {error}; pass what Stream.state() returned, whole"
+            ) from error
+        return made
+
+    def _refuse(self, time: int, open_: float, high: float, low: float, close: float) -> None:
+        raise StreamError(
+            f"bar {time_text(int(time))}: open {open_}, high {high}, low {low}, close {close} "
+            + (
+                "needs prices above 0 for family 'returns'"
+                if self._lowest == 0.0 and low <= 0
+                else "must be finite, with the high at the top and the low at the bottom"
+            )
+        )
+
+
+def saved_state(
+    config: FeatureConfig,
+    carried: FeaturePass,
+    *,
+    num_bars: int,
+    last_time: int | None,
+    valid: bool,
+) -> dict[str, Any]:
+    """Everything that the next bar depends on; a store keeps it, so a stream can go on from one."""
+    return {
+        "version": STATE_VERSION,
+        "config": config.to_dict(),
+        "num_bars": num_bars,
+        "last_time": last_time,
+        "valid": valid,
+        "pass": carried.state(),
+    }

@@ -1,0 +1,97 @@
+"""What a store says of itself, without opening its arrays."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moola_features.errors import StoreError
+from moola_features.store import read_attributes
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One instrument's store in numbers.
+
+    Attributes
+    ----------
+    path
+        Folder of the store.
+    symbol
+        The instrument, None where the source named none.
+    num_bars, num_segments, num_valid, num_flat, num_features
+        Counts; a flat bar has its high at its low.
+    first_time, last_time
+        ns since 1970 UTC.
+    gaps
+        ``histogram`` of the steps between bars, and the ``longest`` of them.
+    dropped
+        What ``on_bad_bars="drop"`` left out: total, counts by reason, examples.
+    num_bytes
+        Size on disk.
+    config, input, versions
+        The configuration, the input's name and SHA-256, the versions it was built with.
+    """
+
+    path: Path
+    symbol: str | None
+    num_bars: int
+    num_segments: int
+    num_valid: int
+    num_flat: int
+    num_features: int
+    first_time: int
+    last_time: int
+    gaps: dict[str, Any]
+    dropped: dict[str, Any]
+    num_bytes: int
+    config: dict[str, Any]
+    input: dict[str, Any]
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain JSON types."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def summarise(path: str | Path) -> tuple[Summary, ...]:
+    """Summarise a store, or every store of a universe.
+
+    Parameters
+    ----------
+    path
+        Folder that ``build`` made.
+
+    Returns
+    -------
+    tuple of Summary
+        One for each instrument.
+
+    Raises
+    ------
+    StoreNotFoundError, StoreError
+        As for :func:`open_store`.
+    """
+    folder = Path(path)
+    attributes = read_attributes(folder)
+    if attributes.get("kind") == "universe":
+        groups = attributes["instruments"].values()
+        return tuple(_summary(folder / group, read_attributes(folder / group)) for group in groups)
+    return (_summary(folder, attributes),)
+
+
+def _summary(folder: Path, attributes: dict[str, Any]) -> Summary:
+    kept = (
+        "symbol", "num_bars", "num_segments", "num_valid", "num_flat", "first_time", "last_time",
+        "gaps", "dropped", "config", "input", "versions",
+    )  # fmt: skip
+    missing = [name for name in (*kept, "features") if name not in attributes]
+    if missing:
+        raise StoreError(f"{folder}: attribute {missing[0]!r} is missing; rebuild with --force")
+    return Summary(
+        path=folder,
+        num_features=len(attributes["features"]),
+        num_bytes=sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file()),
+        **{name: attributes[name] for name in kept},
+    )

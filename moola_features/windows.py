@@ -1,0 +1,227 @@
+"""Which windows are valid, and gathering them into one array."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, Self, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moola_features.errors import WindowError, WindowIndexError
+from moola_features.times import TimeLike, parse_time_ns
+
+if TYPE_CHECKING:
+    from moola_features.store import Store
+
+
+class Windows:
+    """Windows of consecutive bars in a table of features.
+
+    Parameters
+    ----------
+    features
+        float32 ``[T, F]``, C-contiguous.
+    starts
+        int64 ``[N]``: first bar of each window.
+    length
+        Bars in a window, K.
+
+    Attributes
+    ----------
+    starts
+        int64 ``[N]``: first bar of each window.
+    length
+        Bars in a window.
+
+    Examples
+    --------
+    >>> table = np.arange(8, dtype=np.float32).reshape(4, 2)
+    >>> windows = Windows(table, np.array([0, 1, 2]), 2)
+    >>> len(windows), windows[-1].tolist()
+    (3, [[4.0, 5.0], [6.0, 7.0]])
+    >>> windows.gather([2, 0]).shape
+    (2, 2, 2)
+    """
+
+    def __init__(
+        self, features: NDArray[np.float32], starts: NDArray[np.int64], length: int
+    ) -> None:
+        self.features = features
+        self.starts = starts
+        self.length = length
+        self._flat = features.reshape(-1)
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        length: int | None,
+        stride: int,
+        *,
+        start: TimeLike | None,
+        stop: TimeLike | None,
+        segment: int | None,
+    ) -> Self:
+        """Index the valid windows of a store; see :meth:`Store.windows`."""
+        size = _positive("length", store.config.window_length if length is None else length)
+        step = _positive("stride", stride)
+        segments = store.segments
+        if segment is not None:
+            if not 0 <= segment < len(segments):
+                raise WindowError(
+                    f"segment is {segment}, the store has {len(segments)}; "
+                    f"give 0 to {len(segments) - 1}"
+                )
+            segments = segments[segment : segment + 1]
+        first_bar, stop_bar = (
+            edge if when is None else int(np.searchsorted(store.time, parse_time_ns(name, when)))
+            for name, when, edge in (("start", start, 0), ("stop", stop, store.num_bars))
+        )
+        bounds = np.clip(segments, first_bar, stop_bar)
+        return cls(store.features, valid_starts(store.valid, bounds, size, step), size)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __repr__(self) -> str:
+        return f"<Windows: {len(self):,} of {self.length} bars, {self.features.shape[1]} features>"
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.float32]: ...
+    @overload
+    def __getitem__(self, index: slice) -> NDArray[np.float32]: ...
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        """Return a window ``[K, F]`` as a view, or for a slice of windows a copy ``[n, K, F]``.
+
+        Raises
+        ------
+        WindowIndexError
+            A position outside the windows there are.
+        """
+        if isinstance(index, slice):
+            return self.gather(np.arange(*index.indices(len(self))))
+        try:
+            position = operator.index(index)
+        except TypeError:
+            raise WindowIndexError(
+                f"windows are indexed by whole numbers and slices, not {type(index).__name__}; "
+                "use gather(rows) for a list of rows"
+            ) from None
+        num_windows = len(self.starts)
+        if not -num_windows <= position < num_windows:
+            raise WindowIndexError(
+                f"window {position} is outside the {num_windows} windows there are; "
+                f"give {-num_windows} to {num_windows - 1}"
+            )
+        start = self.starts[position]
+        return self.features[start : start + self.length]
+
+    def gather(
+        self, rows: ArrayLike, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Copy windows into one array.
+
+        Parameters
+        ----------
+        rows
+            Whole numbers ``[B]``: positions of windows, negative ones from the end.
+        out
+            float32 ``[B, K, F]``, C-contiguous: filled and returned; a new array when None.
+
+        Returns
+        -------
+        ndarray
+            float32 ``[B, K, F]``, C-contiguous.
+
+        Raises
+        ------
+        WindowIndexError
+            A row outside the windows there are.
+        WindowError
+            Rows that are no whole numbers, or an ``out`` of another shape, type or layout.
+        """
+        from moola_features.kernels.gather import gather as kernel
+
+        positions = self._positions(rows)
+        num_features = self.features.shape[1]
+        shape = (len(positions), self.length, num_features)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif (
+            not isinstance(out, np.ndarray)
+            or out.shape != shape
+            or out.dtype != np.float32
+            or not out.flags.c_contiguous
+            or not out.flags.writeable
+        ):
+            found = (
+                f"{out.dtype} {list(out.shape)}"
+                if isinstance(out, np.ndarray)
+                else type(out).__name__
+            )
+            raise WindowError(
+                f"out is {found}; give writable, C-contiguous float32 {list(shape)}"
+            )
+        offsets = self.starts[positions] * num_features
+        size = self.length * num_features
+        kernel.load()(self._flat, offsets, size, out.reshape(len(positions), size))
+        return out
+
+    def _positions(self, rows: ArrayLike) -> NDArray[np.int64]:
+        array = np.asarray(rows)
+        if array.size == 0:
+            array = array.astype(np.int64)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise WindowError(
+                f"rows are {array.dtype} {list(array.shape)}; give whole numbers, [B]"
+            )
+        num_windows = len(self.starts)
+        if array.size and (int(array.min()) < -num_windows or int(array.max()) >= num_windows):
+            outside = (array < -num_windows) | (array >= num_windows)
+            worst = int(np.argmax(outside))
+            raise WindowIndexError(
+                f"rows[{worst}] is {array[worst]}, outside the {num_windows} windows there are; "
+                f"give {-num_windows} to {num_windows - 1}"
+            )
+        return array.astype(np.int64, copy=False)
+
+
+def valid_starts(
+    valid: NDArray[np.bool_], bounds: NDArray[np.int64], length: int, stride: int
+) -> NDArray[np.int64]:
+    """First bars of the windows that lie within one of the bounds and have only valid bars.
+
+    Parameters
+    ----------
+    valid
+        bool ``[T]``.
+    bounds
+        int64 ``[S, 2]``: [start, stop) of the stretches that a window may not cross.
+    length, stride
+        Bars in a window, and from one start to the next within a stretch.
+
+    Returns
+    -------
+    ndarray
+        int64, ascending.
+
+    Examples
+    --------
+    >>> valid_starts(np.array([False, True, True, True]), np.array([[0, 4]]), 2, 1).tolist()
+    [1, 2]
+    """
+    parts = []
+    for start, stop in bounds.tolist():
+        stretch = valid[start:stop]
+        # Within a segment validity never ends once it has begun, so its first bar tells.
+        begin = int(np.argmax(stretch)) if len(stretch) else 0
+        if len(stretch) and stretch[begin]:
+            parts.append(np.arange(start + begin, stop - length + 1, stride, dtype=np.int64))
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise WindowError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    return int(value)
