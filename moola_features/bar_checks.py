@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moola_features.errors import BarsError
+from moola_features.times import time_text
 
 PRICES = ("open", "high", "low", "close")
 FIELDS = ("time", *PRICES)
@@ -90,6 +91,7 @@ class DroppedBars:
         return {"total": self.total, **dataclasses.asdict(self)}
 
     def __str__(self) -> str:
+        """Write total and counts in one line for people."""
         counts = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
         return f"{self.total} dropped ({counts})" if counts else "none dropped"
 
@@ -110,6 +112,8 @@ class BarCheck:
     ----------
     last_time
         Time of the last good bar so far.
+    num_bars
+        Number of good bars so far.
     dropped
         What was left out so far.
 
@@ -130,6 +134,7 @@ class BarCheck:
         self.on_bad_bars = on_bad_bars
         self.name = name
         self.last_time = MISSING_TIME if last_time is None else last_time
+        self.num_bars = 0
         self.dropped = DroppedBars()
 
     def __call__(
@@ -183,7 +188,25 @@ class BarCheck:
             self._count(codes)
             if keep[piece].any():
                 self.last_time = int(part[0][keep[piece]][-1])
-        return arrays if keep is None else take_rows(arrays, keep)
+        good = arrays if keep is None else take_rows(arrays, keep)
+        self.num_bars += len(good[0])
+        return good
+
+    def require_bars(self) -> None:
+        """Refuse a series that has had no good bar, once it has come to its end.
+
+        Raises
+        ------
+        BarsError
+            There were no rows, or all were dropped.
+        """
+        if self.num_bars:
+            return
+        if not self.dropped.total:
+            raise BarsError(named(self.name, "there are no bars; give at least one"))
+        first = self.dropped.examples[0].detail
+        text = f"no good bar is left, {self.dropped}; the first: {first}; mend the bars"
+        raise BarsError(named(self.name, text))
 
     def _record(self, fault: Fault, code: int) -> None:
         if self.on_bad_bars == "error":
@@ -212,28 +235,6 @@ def require_on_bad_bars(value: str) -> None:
     """Refuse a mode that is neither ``"error"`` nor ``"drop"``."""
     if value not in ON_BAD_BARS:
         raise BarsError(f"on_bad_bars is {value!r}; choose one of {', '.join(ON_BAD_BARS)}")
-
-
-def require_bars(num_bars: int, dropped: DroppedBars, name: str = "") -> None:
-    """Refuse a series without bars, or of which dropping has left none."""
-    if num_bars == 0 and dropped.total == 0:
-        raise BarsError(named(name, "there are no bars; give at least one"))
-    if num_bars == 0:
-        text = f"no good bar is left, {dropped}; the first: {dropped.examples[0].detail}"
-        raise BarsError(named(name, f"{text}; mend the bars"))
-
-
-def iso_time(time_ns: int) -> str:
-    """Write nanoseconds since 1970 UTC as ISO text.
-
-    Examples
-    --------
-    >>> iso_time(1_364_774_820_000_000_000), iso_time(1_500_000_000)
-    ('2013-04-01T00:07:00Z', '1970-01-01T00:00:01.5Z')
-    """
-    if time_ns == MISSING_TIME:
-        return "no time"
-    return str(np.datetime64(time_ns, "ns")).rstrip("0").rstrip(".") + "Z"
 
 
 def named(name: str, text: str) -> str:
@@ -289,9 +290,10 @@ def _describe(
     latest: int,
     found: Callable[[int, str], Any] | None,
 ) -> Fault:
-    time = iso_time(int(arrays[0][position]))
+    time_ns = int(arrays[0][position])
+    time = "no time" if time_ns == MISSING_TIME else time_text(time_ns)
     price = {name: float(values[position]) for name, values in zip(PRICES, arrays[1:], strict=True)}
-    column, problem = "time", "not a time"
+    column, problem = "time", "not a time from 1678 to 2261"
     if code == _NOT_A_NUMBER:
         column = next(name for name in PRICES if not np.isfinite(price[name]))
         problem = "not a finite number"
@@ -307,7 +309,7 @@ def _describe(
     elif code == _REPEATED:
         problem = "the same as that of the bar before it"
     elif code == _UNSORTED:
-        problem = f"before {iso_time(latest)} of an earlier bar"
+        problem = f"before {time_text(latest)} of an earlier bar"
     if found is not None:
         value = repr(found(position, column))
     else:

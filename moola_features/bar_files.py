@@ -121,7 +121,7 @@ class ParquetReader(Reader):
         self.path = path
         with self._open() as file:
             self.names = file.schema_arrow.names
-            self._num_rows = file.metadata.num_rows
+            self._num_rows = int(file.metadata.num_rows)
 
     def count_rows(self, columns: list[str]) -> int:
         return self._num_rows
@@ -234,7 +234,7 @@ def open_reader(source: Any) -> Reader:
         try:
             return LazyFrameReader(source)
         except _DECODING_ERRORS as error:
-            text = f"<polars lazyframe>: {first_line(error)}; give a query that runs"
+            text = f"<polars lazyframe>: {_one_line(error)}; give a query that runs"
             raise BarsError(text) from error
     if isinstance(source, pl.DataFrame):
         return _memory_reader(source.columns, source.get_columns(), "<polars frame>")
@@ -252,12 +252,6 @@ def open_reader(source: Any) -> Reader:
         f"source is a {type(source).__name__}; give a path, a Polars or pandas frame, an Arrow "
         "table, a dict of arrays or Bars"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The message of another library in one line of bearable length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def decoded(frames: Iterator[pl.DataFrame], source: str) -> Iterator[pl.DataFrame]:
@@ -286,7 +280,7 @@ def _open_file(path: Path) -> Reader:
 
 
 def _damaged(source: str | Path, error: BaseException) -> str:
-    return f"{source}: damaged or cut off: {first_line(error)}; write or fetch it again"
+    return f"{source}: damaged or cut off: {_one_line(error)}; write or fetch it again"
 
 
 def _head(path: Path) -> tuple[bytes, str | None]:
@@ -330,6 +324,12 @@ def _reader_for(path: Path, head: bytes, compression: str | None) -> Reader:
     return CsvReader(path, head, compression)
 
 
+def _one_line(error: BaseException) -> str:
+    """Another library's message in one line of bearable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _as_frame(data: pa.RecordBatch | pa.Table) -> pl.DataFrame:
     frame = pl.from_arrow(data)  # numbers and times without a copy
     assert isinstance(frame, pl.DataFrame)
@@ -358,16 +358,14 @@ def _pandas_reader(frame: Any) -> MemoryReader:
 def _as_arrow(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
-    if isinstance(values, pl.Series):
-        return values.to_arrow()
     if isinstance(values, np.ndarray) and values.dtype.kind == "M":
         unit, _ = np.datetime_data(values.dtype)
         if unit not in ("s", "ms", "us", "ns"):  # Arrow knows no hours or minutes
             values = values.astype("datetime64[s]")
     try:
-        return pa.array(values)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        return values.to_arrow() if isinstance(values, pl.Series) else pa.array(values)
+    except (*_DECODING_ERRORS, TypeError, ValueError, OverflowError) as error:
         raise BarsError(
-            f"column {name!r} cannot be read: {first_line(error)}; give one dimension of "
+            f"column {name!r} cannot be read: {_one_line(error)}; give one dimension of "
             "numbers or times of one type"
         ) from error

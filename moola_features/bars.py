@@ -19,7 +19,6 @@ from moola_features.bar_checks import (
     DroppedBars,
     Float64,
     Int64,
-    require_bars,
     take_rows,
 )
 from moola_features.errors import BarsError
@@ -28,7 +27,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME_REMEDY = "give whole nanoseconds since 1970 UTC, or datetime64"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Bars:
     """Bars in order of time, checked when made.
 
@@ -63,11 +62,12 @@ class Bars:
     low: Float64
     close: Float64
 
-    def __post_init__(self) -> None:
-        arrays = _as_arrays(self.time, self.open, self.high, self.low, self.close)
+    def __init__(
+        self, time: ArrayLike, open: ArrayLike, high: ArrayLike, low: ArrayLike, close: ArrayLike
+    ) -> None:
         check = BarCheck()
-        require_bars(len(arrays[0]), check.dropped)
-        self._hold(check(arrays))
+        self._hold(check(_as_arrays(time, open, high, low, close)))
+        check.require_bars()
 
     def __len__(self) -> int:
         return len(self.time)
@@ -134,7 +134,7 @@ def drop_bad_bars(
     """
     check = BarCheck(on_bad_bars="drop")
     arrays = check(_as_arrays(time, open, high, low, close))
-    require_bars(len(arrays[0]), check.dropped)
+    check.require_bars()
     return Bars.trusted(arrays), check.dropped
 
 
@@ -169,6 +169,8 @@ def _as_price(name: str, values: ArrayLike) -> Float64:
 
 def _as_time(values: ArrayLike) -> Int64:
     array = _as_vector("time", values)
+    if len(array) == 0:
+        return np.empty(0, np.int64)  # numpy calls an empty list one of floats
     if array.dtype == object:
         array = _objects_as_time(values, array)
     if array.dtype.kind == "M":
@@ -191,7 +193,7 @@ def _datetime64_as_ns(array: NDArray[np.datetime64]) -> Int64:
 
 
 def _objects_as_time(values: Any, array: NDArray[Any]) -> NDArray[Any]:
-    if hasattr(values, "dtype"):
+    if getattr(getattr(values, "dtype", None), "tz", None) is not None:
         # A pandas index or series with a zone; asked for datetime64 it hands out UTC.
         return np.asarray(values, dtype="datetime64[ns]")
     converted = np.empty(len(array), dtype=np.int64)

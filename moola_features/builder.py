@@ -20,11 +20,11 @@ from moola_features.bars import Bars
 from moola_features.config import FeatureConfig
 from moola_features.engine import require_positive
 from moola_features.errors import BarsError, StoreError
-from moola_features.feature_pass import FeaturePass
+from moola_features.feature_pass import FeaturePass, kernel_of
 from moola_features.files import replaced_folder
 from moola_features.gaps import GapCensus
 from moola_features.segments import segment_bounds, segment_starts
-from moola_features.store import open_store, read_attributes, require_config
+from moola_features.store import open_store, read_attributes
 from moola_features.store_format import METADATA, group_name
 from moola_features.store_writer import StoreWriter, write_universe
 from moola_features.stream import saved_state
@@ -143,23 +143,26 @@ def build(
     config = config or FeatureConfig()
     target = Path(path)
     with clock.measure("import"):
-        _import_what_a_build_needs(config)
+        importlib.import_module("zarr")
+        kernel = kernel_of(config)
         from moola_features.sources import open_source
     with clock.measure("read"):
         opened = open_source(source, column_map=column_map, on_bad_bars=on_bad_bars)
         # The name alone: where a file lies on this machine is nobody else's business.
         name = Path(source).name if isinstance(source, str | Path) else opened.description
         settings = {"source": name, "on_bad_bars": on_bad_bars}
-        if target.exists():
-            digest = opened.sha256()
-            if not force and _is_up_to_date(target, config, digest, settings):
-                return BuildReport(target, summarise(target), clock.report(), up_to_date=True)
-            if force:
-                _require_ours(target)
-    with clock.measure("compile"):
-        FeaturePass(config)
+        keep = False
+        if target.exists() and force:
+            _require_ours(target)
+        elif target.exists():
+            keep = _is_up_to_date(target, config, {**settings, "sha256": opened.sha256()})
+    if keep:
+        return BuildReport(target, summarise(target), clock.report(), up_to_date=True)
+    began = time.perf_counter()
+    kernel.load()
+    clock.seconds["compile" if kernel.was_compiled else "import"] += time.perf_counter() - began
     with replaced_folder(target) as folder, ThreadPoolExecutor(1) as background:
-        digest_to_come = background.submit(opened.sha256)
+        digest = background.submit(opened.sha256)
         instruments = _Instruments(folder, config, multiple=len(opened.symbols) > 1)
         with contextlib.closing(instruments):
             batches = opened.batches()
@@ -172,10 +175,8 @@ def build(
                 if progress is not None:
                     progress(opened.rows_read, opened.num_rows)
             with clock.measure("write"):
-                settings["sha256"] = digest_to_come.result()
-                instruments.finish(
-                    settings, {name: lost.to_dict() for name, lost in opened.dropped.items()}
-                )
+                dropped = {name: lost.to_dict() for name, lost in opened.dropped.items()}
+                instruments.finish({**settings, "sha256": digest.result()}, dropped)
     return BuildReport(target, summarise(target), clock.report())
 
 
@@ -194,9 +195,7 @@ class _Instruments:
             self._under_way[symbol] = _Instrument(folder, symbol, self._config)
         self._under_way[symbol].add(bars, clock)
 
-    def finish(
-        self, source: dict[str, Any], dropped: dict[str | None, dict[str, Any]]
-    ) -> None:
+    def finish(self, source: dict[str, Any], dropped: dict[str | None, dict[str, Any]]) -> None:
         for symbol, instrument in self._under_way.items():
             instrument.finish(source, dropped[symbol])
         if self._multiple:
@@ -309,26 +308,16 @@ def _described(column: spec.Column) -> dict[str, Any]:
     }
 
 
-def _import_what_a_build_needs(config: FeatureConfig) -> None:
-    importlib.import_module("zarr")
-    importlib.import_module(f"moola_features.kernels.{config.family}")
-
-
-def _is_up_to_date(
-    target: Path, config: FeatureConfig, digest: str, settings: dict[str, Any]
-) -> bool:
+def _is_up_to_date(target: Path, config: FeatureConfig, asked: dict[str, Any]) -> bool:
     """Whether a store already is what is asked for; refuse to replace one of something else."""
-    attributes = read_attributes(target)
-    opened = open_store(target)
-    for store in opened.values() if attributes.get("kind") == "universe" else [opened]:
-        require_config(store, config)
-    known = attributes.get("input", {})
-    if known.get("source") != settings["source"]:
+    open_store(target, config)
+    known = read_attributes(target).get("input", {})
+    if known.get("source") != asked["source"]:
         raise StoreError(
-            f"{target} was built from {known.get('source')}, not {settings['source']}; "
+            f"{target} was built from {known.get('source')}, not {asked['source']}; "
             "pass --force to replace it, or build into another folder"
         )
-    return bool(known.get("sha256") == digest and known.get("on_bad_bars") == settings["on_bad_bars"])
+    return all(known.get(name) == value for name, value in asked.items())
 
 
 def _require_ours(target: Path) -> None:

@@ -137,9 +137,9 @@ def transform_windows(ohlc: ArrayLike, config: FeatureConfig | None = None) -> N
     carried = FeaturePass(config)
     values = np.empty((num_windows * length, carried.num_columns), np.float32)
     valid = np.empty(num_windows * length, np.bool_)
-    columns = [np.ascontiguousarray(prices[:, :, j].reshape(-1)) for j in range(4)]
+    open_, high, low, close = (np.ascontiguousarray(prices[:, :, j].reshape(-1)) for j in range(4))
     starts = np.arange(num_windows, dtype=np.int64) * length
-    carried.run(*columns, starts, values, valid)
+    carried.run(open_, high, low, close, starts, values, valid)
     return values.reshape(num_windows, length, carried.num_columns)
 
 

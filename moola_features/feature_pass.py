@@ -6,7 +6,7 @@ Batch builds, appends, streams and checks all run this; how the bars are cut cha
 from __future__ import annotations
 
 import importlib
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from moola_features import spec
 from moola_features.config import FeatureConfig
 from moola_features.errors import StreamError
+
+if TYPE_CHECKING:
+    from moola_features.kernels.compiled import Kernel
 
 _ZSCORE_DEPTH = spec.ZSCORE_PERIOD
 
@@ -47,7 +50,7 @@ class FeaturePass:
         self.carried = np.zeros(1, layout.STATE)
         self.carried["swing_high_index"] = self.carried["swing_low_index"] = -1
         self.history = np.zeros((4, history_depth(config)))
-        self.kernel = load_kernel(config)
+        self.kernel = kernel_of(config).load()
 
     def run(
         self,
@@ -112,11 +115,12 @@ class FeaturePass:
         return made
 
 
-def load_kernel(config: FeatureConfig) -> Any:
-    """Return the compiled kernel of a family, compiling it or reading the cache if need be."""
+def kernel_of(config: FeatureConfig) -> Kernel:
+    """Return a family's kernel, not yet compiled."""
     # Imported here: Numba costs a tenth of a second, which `info` or `--help` should not pay.
     module = importlib.import_module(f"moola_features.kernels.{config.family}")
-    return getattr(module, config.family).load()
+    kernel: Kernel = getattr(module, config.family)
+    return kernel
 
 
 def history_depth(config: FeatureConfig) -> int:

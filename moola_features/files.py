@@ -175,6 +175,4 @@ def _output_errors(target: Path) -> Iterator[None]:
         if error.errno not in remedies:
             raise
         what = os.strerror(error.errno).lower()
-        raise OutputError(
-            f"{target} cannot be written: {what}; {remedies[error.errno]}"
-        ) from error
+        raise OutputError(f"{target} cannot be written: {what}; {remedies[error.errno]}") from error

@@ -88,6 +88,11 @@ def draw_plan(random: np.random.Generator, num_sessions: int, activity: Float64)
         Number of sessions, counted from bar 0.
     activity
         float64 ``[S]``, volatility by bar of the session; windows keep clear of its steps.
+
+    Returns
+    -------
+    Plan
+        About 95 windows for 100 sessions, half of each kind and half upwards.
     """
     draws = random.random((num_sessions, 11))
     session = np.flatnonzero(draws[:, 0] < PLANTED_SHARE)

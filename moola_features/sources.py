@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from moola_features.bar_checks import (
     BarCheck,
     DroppedBars,
     Int64,
-    require_bars,
     require_on_bad_bars,
     take_rows,
 )
@@ -186,11 +184,10 @@ class BarSource:
         first_row = 0
         for frame in self._frames([name]):
             symbols = frame[name].cast(pl.String)
-            if symbols.null_count():
-                row = first_row + int(symbols.is_null().arg_max() or 0)
-                raise BarsError(
-                    f"{self.description}: row {row}: {name} is missing; name the symbol of every row"
-                )
+            missing = symbols.str.strip_chars().fill_null("") == ""
+            if missing.any():
+                row = first_row + int(missing.arg_max() or 0)
+                raise BarsError(f"{self.description}: row {row}: {name} is missing; fill it in")
             found.update(dict.fromkeys(symbols.unique(maintain_order=True)))
             first_row += len(symbols)
         return tuple(found)
@@ -212,13 +209,12 @@ class BarSource:
         Raises
         ------
         BarsError
-            A bad row with ``on_bad_bars="error"``; a damaged file; no good bar at all.
+            A bad row with ``on_bad_bars="error"``; a damaged file; no good bar of a symbol.
         """
         self._require_symbol(symbol)
         self.dropped = {}
         self.rows_read = 0
         checks: dict[str | None, BarCheck] = {}
-        num_bars = 0
         for first_row, frame, arrays in self._arrays():
             self.rows_read = first_row + frame.height
             for name, rows in self._split(frame):
@@ -234,11 +230,10 @@ class BarSource:
                     rows=None if rows is None else first_row + rows,
                     found=self._finder(frame, rows),
                 )
-                num_bars += len(good[0])
                 if len(good[0]):
                     yield name, Bars.trusted(good)
-        lost = next((dropped for dropped in self.dropped.values() if dropped.total), DroppedBars())
-        require_bars(num_bars, lost, self.description)
+        for check in checks.values() or [self._new_check(None)]:
+            check.require_bars()
 
     def progress(self) -> float | None:
         """Share of the source that the current or last pass has read, None if unknown."""
@@ -259,7 +254,7 @@ class BarSource:
         digests = [hashlib.sha256() for _ in (*FIELDS, "symbol")]
         for _, frame, arrays in self._arrays():
             for digest, values in zip(digests, arrays, strict=False):
-                digest.update(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")))
+                digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
             if self.columns.symbol is not None:
                 lines = frame[self.columns.symbol].cast(pl.String).fill_null("").to_list()
                 digests[-1].update("".join(f"{line}\n" for line in lines).encode())
@@ -287,10 +282,11 @@ class BarSource:
 
     def _split(self, frame: pl.DataFrame) -> Iterator[tuple[str | None, Int64 | None]]:
         """Symbols of a frame with the positions of their rows, None for all rows."""
-        if len(self.symbols) <= 1:
+        column = self.columns.symbol
+        if column is None or len(self.symbols) == 1:
             yield None, None
             return
-        symbols = frame[self.columns.symbol].cast(pl.String).alias("symbol")
+        symbols = frame[column].cast(pl.String).alias("symbol")
         rows = pl.int_range(pl.len(), dtype=pl.Int64).alias("rows")
         groups = symbols.to_frame().group_by("symbol", maintain_order=True).agg(rows)
         for name, positions in zip(groups["symbol"], groups["rows"], strict=True):

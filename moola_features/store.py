@@ -61,7 +61,7 @@ class Store:
             self.config = FeatureConfig.from_dict(attributes["config"])
             self.num_bars = int(attributes["num_bars"])
         except (KeyError, TypeError, ConfigError) as error:
-            raise StoreError(f"{path}: the attributes cannot be read: {error}; {_REBUILD}") from error
+            raise StoreError(f"{path}: attributes cannot be read: {error}; {_REBUILD}") from error
         self.names = self.config.names
         arrays = bar_arrays(len(self.names))
         mapped = {name: self._map(name, array) for name, array in arrays.items()}
@@ -167,7 +167,9 @@ class Universe(Mapping[str, Store]):
 
     def __getitem__(self, symbol: str) -> Store:
         if symbol not in self._groups:
-            raise KeyError(f"no instrument {symbol!r} in {self.path}; there are {list(self._groups)}")
+            raise KeyError(
+                f"no instrument {symbol!r} in {self.path}; there is {list(self._groups)}"
+            )
         if symbol not in self._opened:
             opened = open_store(self.path / self._groups[symbol])
             if not isinstance(opened, Store):

@@ -142,11 +142,11 @@ def write_universe(folder: Path, symbols: list[str], attributes: dict[str, Any])
 
 def _write_values(path: Path, values: NDArray[Any]) -> None:
     little_endian = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    data = memoryview(np.ascontiguousarray(little_endian)).cast("B")
+    data = memoryview(np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8).data)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        while len(data):
+        while data:
             data = data[os.write(handle, data) :]
     finally:
         os.close(handle)

@@ -118,12 +118,13 @@ class Stream:
         prices[1, 0] = high
         prices[2, 0] = low
         prices[3, 0] = close
-        values: NDArray[np.float32] = np.empty(self._shape, np.float32)
+        values = np.empty(self._shape, np.float32)
         self._kernel(*self._columns, starts, *self._rest, values, self._valid)
         self._last_time = int(time)
         self.num_bars += 1
         self.valid = bool(self._valid[0])
-        return values[0]
+        row: NDArray[np.float32] = values[0]
+        return row
 
     def state(self) -> dict[str, Any]:
         """Return everything the next update depends on, as plain JSON types.

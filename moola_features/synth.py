@@ -54,7 +54,7 @@ SESSION_PERSISTENCE = 0.9
 JUMPS_PER_SESSION = 3
 JUMP = 6.0  # their standard deviation, in standard deviations of a minute
 GAP, WEEKEND_GAP = 6.0, 15.0  # at a session's first bar, in standard deviations of a minute
-MAX_STILLNESS = 0.2  # share of flat bars in the quietest minutes
+MAX_STILLNESS = 0.12  # share of flat bars in the quietest minutes
 BLOCK_SESSIONS = 128  # 18 MB of random numbers at a time
 
 
@@ -130,7 +130,9 @@ def synthesise(
     streams = [np.random.Generator(np.random.PCG64(child)) for child in seeds]
     plan = draw_plan(streams[0], num_sessions, _activity())
     levels, shocks = _draw_sessions(streams[1], streams[2], plan, num_sessions)
-    prices = _walk(streams[3:], levels, shocks, plan, float(tick), float(start_price))
+    prices = _walk(
+        streams[3:], levels, shocks, plan, tick=float(tick), start_price=float(start_price)
+    )
     time = _session_times(num_sessions).reshape(-1)
     bars = Bars(time[:num_bars], *(price[:num_bars] for price in prices))
     kept = plan.take(plan.last_bar < num_bars)
@@ -261,6 +263,7 @@ def _walk(
     levels: Float64,
     shocks: Float64,
     plan: Plan,
+    *,
     tick: float,
     start_price: float,
 ) -> list[Float64]:
@@ -272,7 +275,8 @@ def _walk(
     prices = [np.empty(num_sessions * SESSION_BARS) for _ in range(4)]
     state = np.array([start_price, 0.0, 0.0, 0.0])
     activity = _activity()
-    stillness = MAX_STILLNESS * np.maximum(0.0, 1.0 - activity / activity.mean())
+    calm = np.maximum(0.0, activity.mean() - activity)
+    stillness = MAX_STILLNESS * calm / calm.max()
     for session in range(0, num_sessions, BLOCK_SESSIONS):
         block = slice(session, min(session + BLOCK_SESSIONS, num_sessions))
         bars = slice(block.start * SESSION_BARS, block.stop * SESSION_BARS)

@@ -160,9 +160,7 @@ class Windows:
                 if isinstance(out, np.ndarray)
                 else type(out).__name__
             )
-            raise WindowError(
-                f"out is {found}; give writable, C-contiguous float32 {list(shape)}"
-            )
+            raise WindowError(f"out is {found}; give writable, C-contiguous float32 {list(shape)}")
         offsets = self.starts[positions] * num_features
         size = self.length * num_features
         kernel.load()(self._flat, offsets, size, out.reshape(len(positions), size))

@@ -59,7 +59,7 @@ def draw_image(scene: Scene) -> bytes:
         if scene.tick_rank[index] >= DAY_RANK:
             label.set(color=COLOURS["text"], fontweight="bold")
     file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)
+    FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]
     return file.getvalue()
 
 
@@ -95,19 +95,26 @@ def _legend_handles(scene: Scene) -> list[Line2D | Patch]:
         return Line2D([], [], label=label, **{"linestyle": "none", **style})
 
     handles: list[Line2D | Patch] = []
-    if 0 < len(scene.swings) <= theme.MAX_ZIGZAG_SWINGS:
+    if _shows(scene, "zigzag"):
         handles.append(line("zigzag", linestyle="-", color=COLOURS["zigzag"], linewidth=1))
-    if 0 < len(scene.swings) <= theme.MAX_MARKED_SWINGS:
+    if _shows(scene, "triangle"):
         handles += [
             line("swing high", marker="v", color=COLOURS["swing_high"], markersize=5),
             line("swing low", marker="^", color=COLOURS["swing_low"], markersize=5),
-            line("confirmed here", marker="o", color=COLOURS["text"], markersize=4, mfc="none"),
         ]
+    if _shows(scene, "confirmation"):
+        handles.append(
+            line("confirmed here", marker="o", color=COLOURS["text"], markersize=4, mfc="none")
+        )
     if not scene.valid.all():
         handles.append(Patch(label="not valid", color=COLOURS["invalid"], alpha=0.15, linewidth=0))
     if len(scene.boundaries):
         handles.append(line("new segment", linestyle="--", color=COLOURS["boundary"], linewidth=1))
     return handles
+
+
+def _shows(scene: Scene, mark: str) -> bool:
+    return 0 < len(scene.swings) <= theme.MAX_SWINGS[mark]
 
 
 def _style(axis: Axes, scene: Scene) -> None:
@@ -122,7 +129,11 @@ def _style(axis: Axes, scene: Scene) -> None:
     axis.tick_params(axis="x", labelbottom=False)
     for spine in axis.spines.values():
         spine.set(color=COLOURS["frame"], linewidth=0.8)
-    shade = {"color": COLOURS["invalid"], "alpha": theme.INVALID_OPACITY, "linewidth": 0}
+    shade: dict[str, Any] = {
+        "color": COLOURS["invalid"],
+        "alpha": theme.INVALID_OPACITY,
+        "linewidth": 0,
+    }
     for start, stop in scene.invalid_runs:
         axis.axvspan(start - 0.5, stop - 0.5, **shade)
     for boundary in scene.boundaries.tolist():
@@ -171,8 +182,8 @@ def _bars_per_candle(scene: Scene) -> int:
 def _candle_starts(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Offset of every candle's first bar, and the candle's middle on the axis."""
     size = _bars_per_candle(scene)
-    starts = np.arange(0, len(scene.time), size)
-    return starts, scene.first + starts + (size - 1) / 2
+    starts = np.arange(0, len(scene.time), size, dtype=np.int64)
+    return starts, (scene.first + starts + (size - 1) / 2).astype(np.float64)
 
 
 def _draw_candles(axis: Axes, scene: Scene) -> None:
@@ -197,26 +208,34 @@ def _draw_candles(axis: Axes, scene: Scene) -> None:
 
 def _draw_swings(axis: Axes, scene: Scene) -> None:
     swings = scene.swings
-    if len(swings) > theme.MAX_ZIGZAG_SWINGS:
-        return
-    for segment in np.unique(swings["segment"]):
-        part = swings[swings["segment"] == segment]
-        axis.plot(part["index"], part["price"], color=COLOURS["zigzag"], linewidth=1)
-    if len(swings) > theme.MAX_MARKED_SWINGS:
-        return
+    if _shows(scene, "zigzag"):
+        for segment in np.unique(swings["segment"]):
+            part = swings[swings["segment"] == segment]
+            axis.plot(part["index"], part["price"], color=COLOURS["zigzag"], linewidth=1)
     for is_high, name, symbol in ((True, "swing_high", "v"), (False, "swing_low", "^")):
-        style: dict[str, Any] = {"linestyle": "none", "color": COLOURS[name], "marker": symbol}
         part = swings[swings["is_high"] == is_high]
-        offset = (MARK_OFFSET if is_high else -MARK_OFFSET) / 72
-        inches = axis.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
-        lifted = axis.transData + ScaledTranslation(0, offset, inches)
-        axis.plot(part["index"], part["price"], ms=4.5, mew=0, transform=lifted, **style)
-        part = part[part["confirmed_index"] >= scene.first]
-        bar = part["confirmed_index"]
-        close = scene.ohlc[bar - scene.first, 3]
-        axis.plot(bar, close, ms=3.4, mfc="none", mew=0.9, **{**style, "marker": "o"})
-        paths = _paths((part["index"], part["price"]), (bar, close))
-        _add_lines(axis, paths, colors=COLOURS[name], linewidths=0.8, linestyles=[(0, (1, 2))])
+        if _shows(scene, "triangle"):
+            offset = (MARK_OFFSET if is_high else -MARK_OFFSET) / 72
+            lifted = axis.transData + ScaledTranslation(0, offset, axis.figure.dpi_scale_trans)
+            axis.plot(
+                part["index"], part["price"], linestyle="none", color=COLOURS[name],
+                marker=symbol, markersize=4.5, markeredgewidth=0, transform=lifted,
+            )  # fmt: skip
+        if _shows(scene, "confirmation"):
+            _draw_confirmations(axis, scene, part, COLOURS[name])
+
+
+def _draw_confirmations(axis: Axes, scene: Scene, swings: NDArray[Any], colour: str) -> None:
+    """Ring the close that made each swing known, and join it to the extreme."""
+    swings = swings[swings["confirmed_index"] >= scene.first]
+    bar = swings["confirmed_index"]
+    close = scene.ohlc[bar - scene.first, 3]
+    axis.plot(
+        bar, close, linestyle="none", color=colour,
+        marker="o", markersize=3.4, markerfacecolor="none", markeredgewidth=0.9,
+    )  # fmt: skip
+    paths = _paths((swings["index"], swings["price"]), (bar, close))
+    _add_lines(axis, paths, colors=colour, linewidths=0.8, linestyles=[(0, (1, 2))])
 
 
 def _draw_panel(axis: Axes, scene: Scene, panel: Panel) -> None:
@@ -237,7 +256,7 @@ def _draw_panel(axis: Axes, scene: Scene, panel: Panel) -> None:
             _add_lines(axis, stems[rows], colors=shade, linewidths=width, capstyle="butt")
     else:
         axis.plot(middle, values, color=colour, linewidth=1)
-    ticks = [tick for tick in panel.ticks if abs(tick - last) > 0.2 * height]
+    ticks = [tick for tick in panel.ticks if abs(tick - last) > 0.25 * height]
     axis.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks])
     _tag(axis, last, f"{last:.3f}" if abs(last) >= 0.01 or not last else f"{last:.3g}", colour)
     name = axis.annotate(

@@ -111,11 +111,12 @@
     };
   }
 
-  function countSwings() {
-    return data.swings.index.reduce((count, x) => count + (x >= view[0] && x <= view[1]), 0);
+  function shownMarks() {
+    const count = data.swings.index.reduce((sum, x) => sum + (x >= view[0] && x <= view[1]), 0);
+    return Object.fromEntries(Object.entries(data.max_swings).map(([mark, most]) => [mark, count <= most]));
   }
 
-  function swingTraces(from, to, marked) {
+  function swingTraces(from, to, shows) {
     const swings = data.swings;
     const zigzag = { x: [], y: [] };
     const sides = [true, false].map(() => ({ x: [], y: [], confirmedX: [], confirmedY: [], pathX: [], pathY: [] }));
@@ -140,25 +141,25 @@
       side.pathX.push(swings.index[s], confirmed, null);
       side.pathY.push(swings.price[s], close, null);
     }
+    if (!shows.zigzag) return [];
     const line = { ...zigzag, type: "scatter", mode: "lines", yaxis: "y", line: { color: colours.zigzag, width: 1.2 } };
-    return marked ? [line, ...sides.flatMap((side, s) => marks(side, s === 0))] : [line];
+    return [line, ...sides.flatMap((side, s) => marks(side, s === 0, shows))];
   }
 
-  function marks(side, isHigh) {
+  function marks(side, isHigh, shows) {
     const color = isHigh ? colours.swing_high : colours.swing_low;
     const shared = { type: "scatter", yaxis: "y" };
-    return [
-      { ...shared, x: side.pathX, y: side.pathY, mode: "lines", line: { color, width: 1, dash: "dot" } },
-      {
-        ...shared, x: side.confirmedX, y: side.confirmedY, mode: "markers",
-        marker: { symbol: "circle-open", size: 5.5, color, line: { width: 1.2 } },
-      },
-      {
-        // Turned triangles keep their distance from the extreme in pixels at every zoom.
-        ...shared, x: side.x, y: side.y, mode: "markers",
-        marker: { symbol: "triangle-up", angle: isHigh ? 180 : 0, standoff: 7, size: 8, color, line: { width: 0 } },
-      },
-    ];
+    const path = { ...shared, x: side.pathX, y: side.pathY, mode: "lines", line: { color, width: 1, dash: "dot" } };
+    const ring = {
+      ...shared, x: side.confirmedX, y: side.confirmedY, mode: "markers",
+      marker: { symbol: "circle-open", size: 5.5, color, line: { width: 1.2 } },
+    };
+    const triangle = {
+      // Turned triangles keep their distance from the extreme in pixels at every zoom.
+      ...shared, x: side.x, y: side.y, mode: "markers",
+      marker: { symbol: "triangle-up", angle: isHigh ? 180 : 0, standoff: 7, size: 8, color, line: { width: 0 } },
+    };
+    return [...(shows.confirmation ? [path, ring] : []), ...(shows.triangle ? [triangle] : [])];
   }
 
   function means(values, from, to, size) {
@@ -216,13 +217,20 @@
     return [low - 0.07 * height, high + 0.13 * height]; // the readout stands at the top
   }
 
+  // Labels keep clear of the tag of the last value.
+  function clearOf(value, row, height) {
+    const [bottom, top] = domain(row);
+    const room = 15 * height / (plotHeight() * (top - bottom));
+    return (tick) => Math.abs(tick - value) > room;
+  }
+
   function priceTicks([low, high], close) {
     const rough = (high - low) / 9;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough);
     const ticks = [];
     for (let n = Math.ceil(low / step); n * step <= high; n++) ticks.push(n * step);
-    return ticks.filter((tick) => Math.abs(tick - close) > 0.025 * (high - low)); // room for its tag
+    return ticks.filter(clearOf(close, 0, high - low));
   }
 
   function chooseTicks() {
@@ -325,11 +333,12 @@
     data.panels.forEach((panel, i) => {
       const value = panel.values[last];
       const height = panel.high - panel.low;
+      const limits = [panel.low - 0.12 * height, panel.high + 0.28 * height]; // its name is at the top
+      const ticks = panel.ticks.filter(clearOf(value, i + 1, limits[1] - limits[0]));
       made["yaxis" + (i + 2)] = {
         ...frame, mirror: true, side: "right", domain: domain(i + 1), fixedrange: true,
-        range: [panel.low - 0.12 * height, panel.high + 0.28 * height], // the name stands at the top
-        zeroline: true, zerolinecolor: colours.frame, zerolinewidth: 1,
-        tickvals: panel.ticks.filter((tick) => Math.abs(tick - value) > 0.2 * height),
+        range: limits, zeroline: true, zerolinecolor: colours.frame, zerolinewidth: 1,
+        tickvals: ticks, ticktext: ticks.map((tick) => String(Number(tick.toPrecision(3)))),
       };
       made.annotations.push(tag(i + 1, value, featureText(value), panelColour(panel, value)));
     });
@@ -339,19 +348,18 @@
   function draw() {
     const span = view[1] - view[0];
     const size = Math.ceil(span / data.max_candles);
-    const numSwings = countSwings();
-    const marked = numSwings <= data.max_marked_swings;
+    const shows = shownMarks();
     // Groups begin at multiples of their size, so that candles do not change while one drags.
     const from = first + Math.max(Math.floor((view[0] - span - first) / size) * size, 0);
     const to = Math.min(Math.ceil(view[1] + span), stop);
     const traces = [candles(from, to, size)];
-    if (numSwings <= data.max_zigzag_swings) traces.push(...swingTraces(from, to, marked));
+    traces.push(...swingTraces(from, to, shows));
     data.panels.forEach((panel, i) => traces.push(...panelTraces(panel, axisName(i + 1), from, to, size)));
     const [left, right] = barsInView();
     const config = { scrollZoom: true, displayModeBar: false, doubleClick: false, showTips: false };
     const drawn = Plotly.react(plot, traces, layout(left, right), config);
     const joined = size > 1 ? `one candle = ${size} bars, columns are their means` : "";
-    const note = [joined, marked ? "" : "zoom in for the swing marks"].filter(Boolean).join(" · ");
+    const note = [joined, shows.confirmation ? "" : "zoom in for all swing marks"].filter(Boolean).join(" · ");
     hint.textContent = note || help;
     hint.classList.toggle("note", note !== "");
     document.querySelectorAll("button[data-bars]").forEach((button) => {
@@ -392,7 +400,7 @@
     const i = position - first;
     const colour = data.close[i] >= data.open[i] ? colours.rising : colours.falling;
     const change = i > 0 ? data.close[i] - data.close[i - 1] : 0;
-    const percent = i > 0 && data.close[i - 1] > 0 ? ` (${(100 * change / data.close[i - 1]).toFixed(2)} %)` : "";
+    const percent = i > 0 && data.close[i - 1] > 0 ? ` (${Math.abs(100 * change / data.close[i - 1]).toFixed(2)} %)` : "";
     const invalid = data.invalid.some(([a, b]) => position >= a && position < b);
     write(readouts.children[0], [
       [timeText(i), colours.text],
@@ -467,9 +475,15 @@
     actions[event.key]();
   }
 
+  function hideUnusedLegend() {
+    const used = { swings: data.swings.index.length, invalid: data.invalid.length, segments: data.boundaries.length };
+    document.querySelectorAll("[data-needs]").forEach((item) => { item.hidden = !used[item.dataset.needs]; });
+  }
+
   addReadouts();
+  hideUnusedLegend();
   picker.value = new Date(data.time[(focus ?? stop - 1) - first]).toISOString().slice(0, 19);
-  document.querySelector("main").style.minHeight = 380 + 80 * data.panels.length + "px";
+  document.querySelector("main").style.minHeight = 300 + 70 * data.panels.length + "px";
   draw().then(() => {
     plot.on("plotly_relayout", (change) => {
       if ("xaxis.range[0]" in change) show(change["xaxis.range[0]"], change["xaxis.range[1]"]);
@@ -478,7 +492,7 @@
     plot.addEventListener("mousemove", follow);
     plot.addEventListener("mouseleave", leave);
     plot.addEventListener("mousedown", () => { crosshair.hidden = true; });
-    new ResizeObserver(() => requestAnimationFrame(draw)).observe(plot);
+    new ResizeObserver(draw).observe(plot);
     document.addEventListener("keydown", onKey);
     picker.addEventListener("change", pick);
     document.querySelector("form").addEventListener("submit", (event) => { event.preventDefault(); pick(); });

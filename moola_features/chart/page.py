@@ -62,8 +62,7 @@ def payload(scene: Scene) -> dict[str, Any]:
         "decimals": scene.decimals,
         "view_bars": VIEW_BARS,
         "max_candles": theme.MAX_CANDLES,
-        "max_marked_swings": theme.MAX_MARKED_SWINGS,
-        "max_zigzag_swings": theme.MAX_ZIGZAG_SWINGS,
+        "max_swings": theme.MAX_SWINGS,
         "colours": theme.COLOURS,
         "invalid_opacity": theme.INVALID_OPACITY,
     }

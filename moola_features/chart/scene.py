@@ -258,9 +258,7 @@ def _segment_swings(store: Store, segment: int, start: int, stop: int, first: in
     return rows[max(0, num_before - 1) :]
 
 
-def _label_times(
-    time: NDArray[np.int64], before: int
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _label_times(time: NDArray[np.int64], before: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """For every bar the coarsest step of time that it opens, and its label; 0 opens none."""
     rank = np.zeros(len(time), dtype=np.int64)
     with_previous = np.concatenate(([before], time))
@@ -299,7 +297,7 @@ def _label(moment: datetime, unit: str) -> str:
 
 
 def _duration(nanoseconds: int) -> str:
-    """A duration in its two largest units, such as ``"2 d 1 h"``."""
+    """Write a duration in its two largest units, such as ``"2 d 1 h"``."""
     parts = []
     rest = nanoseconds
     for unit, size in (("d", DAY_NS), ("h", 3_600 * 10**9), ("min", 60 * 10**9)):

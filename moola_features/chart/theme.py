@@ -22,8 +22,8 @@ COLOURS = {
 }
 INVALID_OPACITY = 0.07
 MAX_CANDLES = 1_000  # above this many in a view, several bars share one candle
-MAX_MARKED_SWINGS = 300  # above this many in a view, their marks would hide the candles
-MAX_ZIGZAG_SWINGS = 600  # and above this many, so would the zigzag
+# So many swings in a view leave the candles visible below each kind of mark.
+MAX_SWINGS = {"confirmation": 150, "triangle": 300, "zigzag": 450}
 
 
 def is_stems(column: Column) -> bool:

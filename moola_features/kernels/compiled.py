@@ -19,7 +19,6 @@ import shutil
 import stat
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,10 +26,13 @@ from typing import Any
 
 import llvmlite.binding
 import numba
+import numpy as np
 from numba import types
 
 # No fastmath: it would let the compiler reorder sums, and the laws hold to the bit.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+_SETTINGS: Any = numba.config
 
 f8 = types.float64
 i8 = types.int64
@@ -53,18 +55,21 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Kernel:
-    """A function with one signature that is compiled, or loaded from the cache, when first asked for.
+    """A function with one signature, compiled or read from the cache when first asked for.
 
     Attributes
     ----------
-    compile_seconds
-        What the last :meth:`load` that had to compile or read the cache took.
+    was_compiled
+        Whether this process had to compile it: False while it is not loaded, or was read from
+        the cache.
     """
 
-    def __init__(self, function: Callable[..., Any], signature: types.Type) -> None:
+    def __init__(
+        self, function: Callable[..., Any], signature: numba.core.typing.Signature
+    ) -> None:
         self.function = function
         self.signature = signature
-        self.compile_seconds = 0.0
+        self.was_compiled = False
         self._compiled: Callable[..., Any] | None = None
         self._guard = threading.Lock()
 
@@ -73,14 +78,12 @@ class Kernel:
         if self._compiled is None:
             with self._guard:
                 if self._compiled is None:
-                    began = time.perf_counter()
                     self._compiled = self._compile()
-                    self.compile_seconds = time.perf_counter() - began
         return self._compiled
 
     def _compile(self) -> Callable[..., Any]:
-        if numba.config.DISABLE_JIT:
-            return self.function
+        if _SETTINGS.DISABLE_JIT:
+            return _interpreted(self.function)
         with _cache_folder() as folder:
             dispatcher = numba.njit(**OPTIONS)(self.function)
             if folder is not None:
@@ -97,6 +100,7 @@ class Kernel:
                     shutil.rmtree(folder, ignore_errors=True)
                     dispatcher = numba.njit(**OPTIONS)(self.function)
                     dispatcher.compile(self.signature)
+            self.was_compiled = not dispatcher.stats.cache_hits
             dispatcher.disable_compile()
             compiled: Callable[..., Any] = dispatcher
             return compiled
@@ -109,6 +113,23 @@ def kernel(*arguments: types.Type) -> Callable[[Callable[..., Any]], Kernel]:
         return Kernel(function, types.void(*arguments))
 
     return declare
+
+
+def _interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a kernel as plain Python, where records need to be asked for to have attributes."""
+
+    def run(*arguments: Any) -> None:
+        with np.errstate(all="ignore"):  # as compiled code does
+            function(
+                *(
+                    argument.view(np.recarray)
+                    if isinstance(argument, np.ndarray) and argument.dtype.names
+                    else argument
+                    for argument in arguments
+                )
+            )
+
+    return run
 
 
 def cache_root() -> Path:
@@ -161,9 +182,9 @@ def _is_ours(folder: Path) -> bool:
 
 def _keep_in(folder: Path, dispatcher: Any) -> None:
     # Numba reads its cache folder from one global; ours must not become everyone's.
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(folder)
+    before = _SETTINGS.CACHE_DIR
+    _SETTINGS.CACHE_DIR = str(folder)
     try:
         dispatcher.enable_caching()
     finally:
-        numba.config.CACHE_DIR = before
+        _SETTINGS.CACHE_DIR = before

@@ -7,9 +7,7 @@ import numba
 from moola_features.kernels.compiled import i8, kernel, matrix, vector
 
 
-@kernel(
-    vector(numba.float32), vector(i8), i8, matrix(numba.float32, writable=True)
-)
+@kernel(vector(numba.float32), vector(i8), i8, matrix(numba.float32, writable=True))
 def gather(table, offsets, size, out):
     """Copy ``size`` consecutive values from each offset of ``table`` into a row of ``out``."""
     for b in range(offsets.shape[0]):

@@ -17,7 +17,7 @@ CLUSTER_PERSISTENCE = 0.994  # half-life of a volatility cluster: 115 bars
 CLUSTER_SPREAD = 0.35  # standard deviation of its logarithm
 BAR_SPREAD = 0.35  # the same of what is each bar's own: the fat tails
 HOMING = 2e-6  # share of the way back home per bar: half-life 347,000 bars, about a year
-MISPRINT = 0.12  # share of bars that open a tick above the last close, and as many below
+SHIFTED_OPEN = 0.12  # share of bars that open a tick above the last close, and as many below
 
 
 @kernel(
@@ -67,9 +67,9 @@ def walk(
             price = max(price + jump, 0.5 * price)
             start = price
             jump = 0.0
-        elif uniforms[t, 1] < MISPRINT:
+        elif uniforms[t, 1] < SHIFTED_OPEN:
             start += tick
-        elif uniforms[t, 1] > 1.0 - MISPRINT:
+        elif uniforms[t, 1] > 1.0 - SHIFTED_OPEN:
             start -= tick
         stop = price + deviation * normals[t, 2] + jump + push * unit + HOMING * (home - price)
         if anchor > 0.0:

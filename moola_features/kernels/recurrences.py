@@ -41,7 +41,7 @@ def advance(parameters, state, high, low, close, atr, rows):
     swing_low_index = state.swing_low_index
     for t in range(close.shape[0]):
         h = high[t]
-        l = low[t]  # noqa: E741 - the field's own letter
+        l = low[t]
         c = close[t]
         slack = TIE * abs(c)
         mean = weight * (h - l) + rest * mean if index > 0 else h - l
@@ -52,9 +52,7 @@ def advance(parameters, state, high, low, close, atr, rows):
             confirmed = extreme - c >= k * atr[t] - slack
             if early and not confirmed:
                 age = index - extreme_index
-                confirmed = (
-                    youngest <= age <= oldest and extreme - l >= retrace * atr[t] - slack
-                )
+                confirmed = youngest <= age <= oldest and extreme - l >= retrace * atr[t] - slack
             if confirmed:
                 swing_high = extreme
                 swing_high_index = extreme_index
@@ -68,9 +66,7 @@ def advance(parameters, state, high, low, close, atr, rows):
             confirmed = c - extreme >= k * atr[t] - slack
             if early and not confirmed:
                 age = index - extreme_index
-                confirmed = (
-                    youngest <= age <= oldest and h - extreme >= retrace * atr[t] - slack
-                )
+                confirmed = youngest <= age <= oldest and h - extreme >= retrace * atr[t] - slack
             if confirmed:
                 swing_low = extreme
                 swing_low_index = extreme_index

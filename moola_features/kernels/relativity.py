@@ -82,7 +82,9 @@ def fill_block(p, s, work, depth, open_, high, low, close, rows, columns, slow, 
     low_index = swings[recurrences.LOW_INDEX, :size]
     swing_high = swings[recurrences.SWING_HIGH, :size]
     swing_low = swings[recurrences.SWING_LOW, :size]
-    fill_distance(p.distance_clip, 1.0, swing_high, high_index, close, atr, columns[FROM_HIGH, :size])
+    fill_distance(
+        p.distance_clip, 1.0, swing_high, high_index, close, atr, columns[FROM_HIGH, :size]
+    )
     fill_distance(p.distance_clip, -1.0, swing_low, low_index, close, atr, columns[FROM_LOW, :size])
     fill_since(p.window_length, index, high_index, columns[SINCE_HIGH, :size])
     fill_since(p.window_length, index, low_index, columns[SINCE_LOW, :size])
@@ -111,7 +113,9 @@ def fill_candles(p, open_, high, low, close, ranges, swings, columns):
     fill_share(close, open_, ranges, columns[BODY, :size])
     upper_wick = columns[UPPER_WICK, :size]
     for t in range(size):
-        upper_wick[t] = (high[t] - max(open_[t], close[t])) / (ranges[t] if ranges[t] > 0.0 else 1.0)
+        upper_wick[t] = (high[t] - max(open_[t], close[t])) / (
+            ranges[t] if ranges[t] > 0.0 else 1.0
+        )
     lower_wick = columns[LOWER_WICK, :size]
     for t in range(size):
         lower_wick[t] = (min(open_[t], close[t]) - low[t]) / (ranges[t] if ranges[t] > 0.0 else 1.0)

@@ -31,12 +31,10 @@ def swings(high, low, close, depth, parameters, state, is_high, index, confirmed
         end = min(begin + BLOCK, close.shape[0])
         size = end - begin
         h = high[begin:end]
-        l = low[begin:end]  # noqa: E741 - the field's own letter
+        l = low[begin:end]
         c = close[begin:end]
         volatility.take_block(work, depth, h, l, c, s.index == 0)
-        volatility.average(
-            work[volatility.TRUE_RANGE], depth, p.atr_period, s.index, atr[:size]
-        )
+        volatility.average(work[volatility.TRUE_RANGE], depth, p.atr_period, s.index, atr[:size])
         recurrences.advance(p, s, h, l, c, atr, rows)
         s.index += size
         volatility.keep_history(work, depth, size)
