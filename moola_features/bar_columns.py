@@ -181,6 +181,6 @@ def parsed_numbers(text: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 def example(column: pl.Series) -> str:
-    """A value of the column for a message."""
-    values = column.drop_nulls()
-    return f" such as {values[0]!r}" if len(values) else ""
+    """Show a value of the column in a message."""
+    values = column.drop_nulls().head(1).to_list()
+    return f" such as {values[0]!r}" if values else ""

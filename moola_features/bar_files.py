@@ -5,6 +5,7 @@ What a file holds is told by its first bytes. Every file is decoded piece by pie
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -231,11 +232,8 @@ def open_reader(source: Any) -> Reader:
     if isinstance(source, str | Path):
         return _open_file(Path(source))
     if isinstance(source, pl.LazyFrame):
-        try:
+        with decoding("<polars lazyframe>"):
             return LazyFrameReader(source)
-        except _DECODING_ERRORS as error:
-            text = f"<polars lazyframe>: {_one_line(error)}; give a query that runs"
-            raise BarsError(text) from error
     if isinstance(source, pl.DataFrame):
         return _memory_reader(source.columns, source.get_columns(), "<polars frame>")
     if isinstance(source, Bars):
@@ -254,33 +252,26 @@ def open_reader(source: Any) -> Reader:
     )
 
 
-def decoded(frames: Iterator[pl.DataFrame], source: str) -> Iterator[pl.DataFrame]:
-    """Pass frames on, and turn the decoder's errors into our own."""
-    while True:
-        try:
-            frame = next(frames, None)
-        except _DECODING_ERRORS as error:
-            raise BarsError(_damaged(source, error)) from error
-        if frame is None:
-            return
-        yield frame
+@contextlib.contextmanager
+def decoding(source: str | Path) -> Iterator[None]:
+    """Turn the errors of a decoder into our own, in one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        text = f"{source}: no such file; give the path of a file of bars"
+        raise BarsNotFoundError(text) from error
+    except PermissionError as error:
+        raise BarsError(f"{source}: may not be read; change its permissions") from error
+    except _DECODING_ERRORS as error:
+        text = f"{source}: damaged or cut off: {_one_line(error)}; write or fetch it again"
+        raise BarsError(text) from error
 
 
 def _open_file(path: Path) -> Reader:
-    try:
-        if path.is_dir():
-            raise BarsError(f"{path}: is a folder; give one file of bars")
+    if path.is_dir():
+        raise BarsError(f"{path}: is a folder; give one file of bars")
+    with decoding(path):
         return _reader_for(path, *_head(path))
-    except FileNotFoundError as error:
-        raise BarsNotFoundError(f"{path}: no such file; give the path of a file of bars") from error
-    except PermissionError as error:
-        raise BarsError(f"{path}: may not be read; change its permissions") from error
-    except _DECODING_ERRORS as error:
-        raise BarsError(_damaged(path, error)) from error
-
-
-def _damaged(source: str | Path, error: BaseException) -> str:
-    return f"{source}: damaged or cut off: {_one_line(error)}; write or fetch it again"
 
 
 def _head(path: Path) -> tuple[bytes, str | None]:
@@ -331,6 +322,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _as_frame(data: pa.RecordBatch | pa.Table) -> pl.DataFrame:
+    # Text is as the file has it, offsets and all, and Polars would trust it.
+    data.validate(full=True)
     frame = pl.from_arrow(data)  # numbers and times without a copy
     assert isinstance(frame, pl.DataFrame)
     return frame

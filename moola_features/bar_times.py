@@ -89,6 +89,8 @@ def join_date_and_time(columns: list[pl.Series]) -> pl.Series:
     date, clock = columns
     if isinstance(date.dtype, pl.Datetime):
         date = date.cast(pl.Date)
+    if clock.dtype == pl.Time:
+        clock = clock.dt.to_string("%H:%M:%S%.9f")
     return date.cast(pl.String).str.strip_chars() + " " + clock.cast(pl.String).str.strip_chars()
 
 

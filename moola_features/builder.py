@@ -261,7 +261,7 @@ class _Instrument:
         if num_bars < self.config.window_length:
             name = source["source"] + (f" [{self.symbol}]" if self.symbol is not None else "")
             raise BarsError(
-                f"{name}: {num_bars} bars are fewer than one window of "
+                f"{name}: {num_bars} bars, fewer than one window of "
                 f"{self.config.window_length}; give more bars or a smaller window_length"
             )
         segments = segment_bounds(np.concatenate(self.starts), num_bars)

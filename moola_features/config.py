@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import tomllib
 from dataclasses import dataclass
@@ -103,12 +102,14 @@ class FeatureConfig:
                     f"{name} = true belongs to family 'relativity', but family is "
                     f"{self.family!r}; leave {name} out or set family = 'relativity'"
                 )
-        if isinstance(self.max_gap, timedelta):
+        gap = self.max_gap
+        if isinstance(gap, timedelta):
             # In integers: total_seconds() is a float and loses nanoseconds on long gaps.
-            microseconds = self.max_gap // timedelta(microseconds=1)
-            object.__setattr__(self, "max_gap", _gap_text(microseconds * 1_000))
-        if self.max_gap is not None:
-            parse_duration_ns("max_gap", self.max_gap)
+            gap = _gap_text(gap // timedelta(microseconds=1) * 1_000)
+        if gap is not None:
+            # One text for one duration, so that 4h and 240min are one configuration too.
+            gap = _gap_text(parse_duration_ns("max_gap", gap))
+        object.__setattr__(self, "max_gap", gap)
 
     @property
     def max_gap_ns(self) -> int | None:
@@ -146,9 +147,7 @@ class FeatureConfig:
         >>> FeatureConfig.profile("wide", context=True).k
         3.0
         """
-        if name not in PROFILES:
-            raise ConfigError(f"profile is {name!r}; choose one of {', '.join(PROFILES)}")
-        return cls.from_dict({**PROFILES[name], **overrides})
+        return cls.from_dict({**_profile_settings(name), **overrides})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -187,8 +186,8 @@ class FeatureConfig:
             raise ConfigError(f"config {path}: {error.strerror}; give a readable file") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"config {path} is not TOML: {error}") from error
-        base = values.pop("profile", "standard")
-        return cls.profile(base, **{**values, **overrides})
+        base = _profile_settings(values.pop("profile", "standard"))
+        return cls.from_dict({**base, **values, **overrides})
 
     def to_toml(self) -> str:
         """Return the configuration as TOML text that :meth:`from_toml` reads back.
@@ -207,9 +206,15 @@ class FeatureConfig:
         return "\n".join(lines) + "\n"
 
 
+def _profile_settings(name: Any) -> dict[str, Any]:
+    if not isinstance(name, str) or name not in PROFILES:
+        raise ConfigError(f"profile is {name!r}; choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
 def parse_duration_ns(name: str, value: Any) -> int:
     """Read a duration such as ``"4h"``, ``"90min"`` or ``"1d"`` as nanoseconds."""
-    match = re.fullmatch(r"\s*(\d+)\s*([a-zA-Z]+)\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*(\d{1,19})\s*([a-zA-Z]+)\s*", value) if isinstance(value, str) else None
     unit = match and _UNITS_NS.get(match[2].lower())
     if not match or not unit or int(match[1]) <= 0 or int(match[1]) * unit >= 2**62:
         raise ConfigError(f"{name} is {value!r}; give a duration such as '4h', '90min' or '1d'")
@@ -235,6 +240,6 @@ def _require_int(name: str, value: Any, low: int, high: int) -> None:
 
 def _positive_float(name: str, value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or not 0 < value <= 1e6:
+    if not good or not 0 < value <= 1e6:  # NaN fails too
         raise ConfigError(f"{name} is {value!r}; it must be a number above 0 and at most 1e6")
     return float(value)

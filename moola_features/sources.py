@@ -21,10 +21,11 @@ from moola_features.bar_checks import (
     take_rows,
 )
 from moola_features.bar_columns import BarColumns, find_columns, price_array
-from moola_features.bar_files import Reader, decoded, open_reader
+from moola_features.bar_files import Reader, decoding, open_reader
 from moola_features.bar_times import TimeReader, join_date_and_time
 from moola_features.bars import Bars
 from moola_features.errors import BarsError
+from moola_features.times import time_text
 
 BATCH_BARS = 131_072
 
@@ -164,7 +165,8 @@ class BarSource:
             raise BarsError(f"batch_bars is {batch_bars!r}; give a whole number from 1")
         self.description = reader.description
         self.columns: BarColumns = find_columns(reader.names, column_map, reader.description)
-        self.num_rows = reader.count_rows(self.columns.names)
+        with decoding(reader.description):
+            self.num_rows = reader.count_rows(self.columns.names)
         self.batch_bars = batch_bars
         self.dropped: dict[str | None, DroppedBars] = {}
         self.rows_read = 0
@@ -262,7 +264,11 @@ class BarSource:
 
     def _frames(self, columns: list[str]) -> Iterator[pl.DataFrame]:
         frames = self._reader.frames(columns, self.batch_bars)
-        for frame in decoded(frames, self.description):
+        while True:
+            with decoding(self.description):
+                frame = next(frames, None)
+            if frame is None:
+                return
             yield from frame.iter_slices(self.batch_bars)
 
     def _arrays(self) -> Iterator[tuple[int, pl.DataFrame, BarArrays]]:
@@ -286,9 +292,9 @@ class BarSource:
         if column is None or len(self.symbols) == 1:
             yield None, None
             return
-        symbols = frame[column].cast(pl.String).alias("symbol")
-        rows = pl.int_range(pl.len(), dtype=pl.Int64).alias("rows")
-        groups = symbols.to_frame().group_by("symbol", maintain_order=True).agg(rows)
+        symbols = frame.select(symbol=pl.col(column).cast(pl.String)).with_row_index("rows")
+        rows = pl.col("rows").cast(pl.Int64)
+        groups = symbols.group_by("symbol", maintain_order=True).agg(rows)
         for name, positions in zip(groups["symbol"], groups["rows"], strict=True):
             yield name, positions.to_numpy()
 
@@ -303,8 +309,9 @@ class BarSource:
                 return frame[getattr(self.columns, field)][row]
             columns = [frame[name][row : row + 1] for name in self.columns.time]
             column = columns[0] if len(columns) == 1 else join_date_and_time(columns)
-            value = column[0]
-            return value.isoformat() if hasattr(value, "isoformat") else value
+            if column.dtype.is_temporal() and column[0] is not None:
+                return time_text(int(TimeReader()([column])[0]))
+            return column[0]
 
         return found
 

@@ -256,6 +256,19 @@ def test_a_tie_confirms_whatever_the_rounding() -> None:
         assert swings.confirmed_index.tolist() == [2]
 
 
+@pytest.mark.parametrize(("short_by", "expected"), [(2.0**-32, [2]), (2.0**-30, [])])
+def test_a_near_miss_is_no_tie(short_by: float, expected: list[int]) -> None:
+    # The last bar's ATR is its own range, so that the move falls short of 1.0 ATR by C - L. Of a
+    # close of 1024, the share 2**-41 that still counts as a tie is 2**-31.
+    last = (1025.0, 1026.0, 1024.0, 1024.0 + short_by)
+    ohlc = np.array([(1025.0, 1026.0, 1024.0, 1025.0), (1025.0, 1026.0, 1024.0, 1025.0), last])
+    time = START_NS + np.arange(3) * MINUTE_NS
+    config = mf.FeatureConfig(atr_period=1, k=1.0)
+    assert mf.swings(to_bars(time, ohlc), config).confirmed_index.tolist() == expected
+    twin = reference.swings(time, ohlc, **twin_settings(config))
+    assert [swing.confirmed_index for swing in twin] == expected
+
+
 def test_consol_proxy() -> None:
     calm = np.array(
         [

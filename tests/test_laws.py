@@ -26,6 +26,8 @@ from tests.strategies import (
     hostile,
     scaled,
     tick_bars,
+    to_bars,
+    to_ohlc,
 )
 
 SCALE_TOLERANCE = 1e-6
@@ -185,6 +187,14 @@ def test_shift_on_hostile_bars(name: str, config: mf.FeatureConfig) -> None:
     drawn = HOSTILE[name]
     for shift in (1, 997, int(drawn.ticks.max())):
         assert_shift_free(drawn, config, shift)
+
+
+@pytest.mark.parametrize("config", every_config("relativity"), ids=config_name)
+def test_shift_of_the_sample(sample_bars: mf.Bars, config: mf.FeatureConfig) -> None:
+    expected = mf.compute(sample_bars, config)
+    for shift in (0.25, -9_000.5, float(sample_bars.high.max())):  # on the grid of 0.25: exact
+        moved = to_bars(sample_bars.time, to_ohlc(sample_bars) + shift)
+        assert_close(config, mf.compute(moved, config), expected, SHIFT_TOLERANCE)
 
 
 # --- causal ----------------------------------------------------------------------------------

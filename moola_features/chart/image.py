@@ -147,7 +147,10 @@ def _draw_price(axis: Axes, scene: Scene) -> None:
     height = high - low or 0.01 * abs(high) or 1.0
     axis.set_ylim(low - HEADROOM * height, high + HEADROOM * height)
     close = float(scene.ohlc[-1, 3])
-    ticks = MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    unit = 10.0**-scene.decimals  # labels between two prices would be rounded to a wrong one
+    ticks = unit * MaxNLocator(9, steps=[1, 2, 5, 10], integer=True).tick_values(
+        low / unit, high / unit
+    )
     # The tag of the last price needs room.
     axis.set_yticks([t for t in ticks if abs(t - close) > 0.03 * height and low <= t <= high])
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.{scene.decimals}f}")

@@ -227,7 +227,8 @@
   function priceTicks([low, high], close) {
     const rough = (high - low) / 9;
     const power = 10 ** Math.floor(Math.log10(rough));
-    const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough);
+    const nice = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+    const step = Math.max(nice, 10 ** -data.decimals);
     const ticks = [];
     for (let n = Math.ceil(low / step); n * step <= high; n++) ticks.push(n * step);
     return ticks.filter(clearOf(close, 0, high - low));
@@ -238,10 +239,8 @@
     const [from, to] = barsInView();
     const spacing = Math.max(1, Math.ceil(labelWidth / pixelsPerBar()));
     const wanted = Math.max(1, Math.floor((view[1] - view[0]) / spacing));
-    const bars = [];
-    for (let i = from - first; i <= to - first; i++) bars.push(i);
     let level = 0;
-    let candidates = bars;
+    let candidates = Array.from({ length: to - from + 1 }, (_, k) => from - first + k);
     while (candidates.length > wanted) {
       level += 1;
       candidates = candidates.filter((i) => data.tick_rank[i] >= level);
@@ -313,8 +312,8 @@
     const range = priceRange(from, to);
     const frame = { showline: true, linecolor: colours.frame, zeroline: false, gridcolor: colours.grid };
     const made = {
-      width: plot.clientWidth, height: plot.clientHeight, margin, paper_bgcolor: colours.background, plot_bgcolor: colours.background,
-      showlegend: false, hovermode: false, dragmode: "pan",
+      width: plot.clientWidth, height: plot.clientHeight, margin, showlegend: false,
+      paper_bgcolor: colours.background, plot_bgcolor: colours.background, hovermode: false, dragmode: "pan",
       font: { family: getComputedStyle(document.body).fontFamily, size: 11.5, color: colours.faint_text },
       xaxis: {
         ...frame, mirror: "all", range: view.slice(),
@@ -352,8 +351,7 @@
     // Groups begin at multiples of their size, so that candles do not change while one drags.
     const from = first + Math.max(Math.floor((view[0] - span - first) / size) * size, 0);
     const to = Math.min(Math.ceil(view[1] + span), stop);
-    const traces = [candles(from, to, size)];
-    traces.push(...swingTraces(from, to, shows));
+    const traces = [candles(from, to, size), ...swingTraces(from, to, shows)];
     data.panels.forEach((panel, i) => traces.push(...panelTraces(panel, axisName(i + 1), from, to, size)));
     const [left, right] = barsInView();
     const config = { scrollZoom: true, displayModeBar: false, doubleClick: false, showTips: false };
@@ -416,11 +414,6 @@
     });
   }
 
-  function rowAt(share) {
-    for (let row = 0; row <= data.panels.length; row++) if (share >= domain(row)[0]) return row;
-    return data.panels.length;
-  }
-
   function follow(event) {
     const box = plot.getBoundingClientRect();
     const x = event.clientX - box.left - margin.l;
@@ -428,17 +421,20 @@
     if (x < 0 || y < 0 || x > plotWidth() || y > plotHeight()) return leave();
     const position = clampBar(view[0] + x / pixelsPerBar());
     const share = 1 - y / plotHeight();
-    const row = rowAt(share);
+    let row = 0;
+    while (row < data.panels.length && share < domain(row)[0]) row += 1;
     const [bottom, top] = domain(row);
     const range = plot.layout[row === 0 ? "yaxis" : "yaxis" + (row + 1)].range;
     const value = range[0] + (share - bottom) / (top - bottom) * (range[1] - range[0]);
     const barX = margin.l + (position - view[0]) * pixelsPerBar();
     const [across, down, valueTag, timeTag] = crosshair.children;
-    const place = (element, style) => Object.assign(element.style, style);
-    place(across, { left: margin.l + "px", width: plotWidth() + "px", top: y + margin.t + "px" });
-    place(down, { left: barX + "px", top: margin.t + "px", height: plotHeight() + "px" });
-    place(valueTag, { left: margin.l + plotWidth() + 3 + "px", top: y + margin.t + "px" });
-    place(timeTag, { left: Math.min(Math.max(barX, 75), plot.clientWidth - 75) + "px", top: margin.t + plotHeight() + 5 + "px" });
+    const place = (element, places) => {
+      for (const [name, pixels] of Object.entries(places)) element.style[name] = pixels + "px";
+    };
+    place(across, { left: margin.l, width: plotWidth(), top: y + margin.t });
+    place(down, { left: barX, top: margin.t, height: plotHeight() });
+    place(valueTag, { left: margin.l + plotWidth() + 3, top: y + margin.t });
+    place(timeTag, { left: Math.min(Math.max(barX, 75), plot.clientWidth - 75), top: margin.t + plotHeight() + 5 });
     valueTag.textContent = row === 0 ? grouped(value, data.decimals) : featureText(value);
     timeTag.textContent = timeText(position - first);
     crosshair.hidden = false;
@@ -456,10 +452,8 @@
 
   function pick() {
     const time = Date.parse(picker.value + "Z");
-    picker.setCustomValidity("");
-    if (Number.isNaN(time)) return;
-    if (!picker.checkValidity()) return void picker.reportValidity();
-    goTo(time);
+    // A time outside the stretch is refused in the browser's own words, which name the limits.
+    if (!Number.isNaN(time) && picker.reportValidity()) goTo(time);
   }
 
   function onKey(event) {
@@ -467,7 +461,6 @@
     const span = view[1] - view[0];
     const actions = {
       ArrowLeft: () => move(-0.5), ArrowRight: () => move(0.5),
-      Home: () => show(outer[0], outer[0] + span), End: () => show(outer[1] - span, outer[1]),
       "+": () => show(view[0] + span / 4, view[1] - span / 4), "-": () => show(view[0] - span / 2, view[1] + span / 2),
     };
     if (!actions[event.key]) return;

@@ -82,8 +82,8 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def _short(values: NDArray[np.float32]) -> list[float]:
-    # float32 holds seven digits; its exact value as a double would take seventeen.
-    return [float(f"{value:.7g}") for value in values.tolist()]
+    # Nine digits tell every float32 apart; its value as a double would be written with seventeen.
+    return [float(f"{value:.9g}") for value in values.tolist()]
 
 
 def _picker_time(time_ns: np.int64) -> str:

@@ -23,7 +23,7 @@ COLOURS = {
 INVALID_OPACITY = 0.07
 MAX_CANDLES = 1_000  # above this many in a view, several bars share one candle
 # So many swings in a view leave the candles visible below each kind of mark.
-MAX_SWINGS = {"confirmation": 150, "triangle": 300, "zigzag": 450}
+MAX_SWINGS = {"confirmation": 150, "triangle": 300, "zigzag": 400}
 
 
 def is_stems(column: Column) -> bool:
