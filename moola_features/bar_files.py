@@ -268,9 +268,9 @@ def decoding(source: str | Path) -> Iterator[None]:
 
 
 def _open_file(path: Path) -> Reader:
-    if path.is_dir():
-        raise BarsError(f"{path}: is a folder; give one file of bars")
     with decoding(path):
+        if path.is_dir():
+            raise BarsError(f"{path}: is a folder; give one file of bars")
         return _reader_for(path, *_head(path))
 
 

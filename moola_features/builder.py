@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from moola_features.feature_pass import FeaturePass, kernel_of
 from moola_features.files import replaced_folder
 from moola_features.gaps import GapCensus
 from moola_features.segments import segment_bounds, segment_starts
-from moola_features.store import open_store, read_attributes
-from moola_features.store_format import METADATA, group_name
+from moola_features.store import open_store
+from moola_features.store_format import FORMAT, METADATA, bar_arrays, group_name
 from moola_features.store_writer import StoreWriter, write_universe
 from moola_features.stream import saved_state
 from moola_features.summary import Summary, summarise
@@ -150,11 +151,13 @@ def build(
         opened = open_source(source, column_map=column_map, on_bad_bars=on_bad_bars)
         # The name alone: where a file lies on this machine is nobody else's business.
         name = Path(source).name if isinstance(source, str | Path) else opened.description
-        settings = {"source": name, "on_bad_bars": on_bad_bars}
+        columns = {**asdict(opened.columns), "time": list(opened.columns.time)}
+        settings = {"source": name, "columns": columns, "on_bad_bars": on_bad_bars}
         keep = False
-        if target.exists() and force:
+        found = _identity(target)
+        if found and force:
             _require_ours(target)
-        elif target.exists():
+        elif found:
             keep = _is_up_to_date(target, config, {**settings, "sha256": opened.sha256()})
     if keep:
         return BuildReport(target, summarise(target), clock.report(), up_to_date=True)
@@ -162,8 +165,10 @@ def build(
     kernel.load()
     clock.seconds["compile" if kernel.was_compiled else "import"] += time.perf_counter() - began
     with replaced_folder(target) as folder, ThreadPoolExecutor(1) as background:
+        if _identity(target) != found and not force:
+            raise StoreError(f"{target} was built by another process meanwhile; build again")
         digest = background.submit(opened.sha256)
-        instruments = _Instruments(folder, config, multiple=len(opened.symbols) > 1)
+        instruments = _Instruments(folder, config, opened.symbols)
         with contextlib.closing(instruments):
             batches = opened.batches()
             while True:
@@ -177,22 +182,27 @@ def build(
             with clock.measure("write"):
                 dropped = {name: lost.to_dict() for name, lost in opened.dropped.items()}
                 instruments.finish({**settings, "sha256": digest.result()}, dropped)
+        began = time.perf_counter()
+    # Flushing everything to the disk, and taking the target's place.
+    clock.seconds["write"] += time.perf_counter() - began
     return BuildReport(target, summarise(target), clock.report())
 
 
 class _Instruments:
     """The stores under way, by symbol."""
 
-    def __init__(self, folder: Path, config: FeatureConfig, *, multiple: bool) -> None:
+    def __init__(self, folder: Path, config: FeatureConfig, symbols: tuple[str, ...]) -> None:
         self._folder = folder
         self._config = config
-        self._multiple = multiple
+        self._multiple = len(symbols) > 1
+        self._only_symbol = symbols[0] if len(symbols) == 1 else None
         self._under_way: dict[str | None, _Instrument] = {}
 
     def add(self, symbol: str | None, bars: Bars, clock: _Clock) -> None:
         if symbol not in self._under_way:
             folder = self._folder / group_name(symbol) if symbol is not None else self._folder
-            self._under_way[symbol] = _Instrument(folder, symbol, self._config)
+            name = self._only_symbol if symbol is None else symbol
+            self._under_way[symbol] = _Instrument(folder, name, self._config)
         self._under_way[symbol].add(bars, clock)
 
     def finish(self, source: dict[str, Any], dropped: dict[str | None, dict[str, Any]]) -> None:
@@ -202,7 +212,7 @@ class _Instruments:
             write_universe(
                 self._folder,
                 [symbol for symbol in self._under_way if symbol is not None],
-                {"config": self._config.to_dict(), "input": source},
+                {"config": self._config.to_dict(), "input": source, "versions": versions()},
             )
 
     def close(self) -> None:
@@ -310,18 +320,34 @@ def _described(column: spec.Column) -> dict[str, Any]:
 
 def _is_up_to_date(target: Path, config: FeatureConfig, asked: dict[str, Any]) -> bool:
     """Whether a store already is what is asked for; refuse to replace one of something else."""
-    open_store(target, config)
-    known = read_attributes(target).get("input", {})
+    opened = open_store(target, config)
+    known = opened.attributes.get("input", {})
     if known.get("source") != asked["source"]:
         raise StoreError(
             f"{target} was built from {known.get('source')}, not {asked['source']}; "
             "pass --force to replace it, or build into another folder"
         )
-    return all(known.get(name) == value for name, value in asked.items())
+    same_moola = opened.attributes.get("versions", {}).get("moola") == versions()["moola"]
+    return same_moola and all(known.get(name) == value for name, value in asked.items())
+
+
+def _identity(target: Path) -> tuple[int, int, int] | None:
+    """What tells a folder from the one that replaces it; None where none can be seen."""
+    try:
+        status = target.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _require_ours(target: Path) -> None:
-    """Refuse to replace a folder that does not look like a store, whatever is asked."""
-    marks = (target / METADATA, target / "features" / METADATA)
-    if not target.is_dir() or (any(target.iterdir()) and not any(mark.exists() for mark in marks)):
+    """Refuse to replace a folder that is no store, finished or damaged, whatever is asked."""
+    try:
+        document = json.loads((target / METADATA).read_text(encoding="utf-8"))
+        ours = document["attributes"]["format"] == FORMAT
+    except (OSError, ValueError, LookupError, TypeError):
+        # No readable mark: ours if it holds nothing but parts of a store. Empty will do.
+        parts = {*bar_arrays(0), "segments", METADATA}
+        ours = target.is_dir() and {entry.name for entry in target.iterdir()} <= parts
+    if not ours:
         raise StoreError(f"{target} is no store, so it is not replaced; build into another folder")

@@ -214,7 +214,8 @@ def _profile_settings(name: Any) -> dict[str, Any]:
 
 def parse_duration_ns(name: str, value: Any) -> int:
     """Read a duration such as ``"4h"``, ``"90min"`` or ``"1d"`` as nanoseconds."""
-    match = re.fullmatch(r"\s*(\d{1,19})\s*([a-zA-Z]+)\s*", value) if isinstance(value, str) else None
+    text = value if isinstance(value, str) else ""
+    match = re.fullmatch(r"\s*(\d{1,19})\s*([a-zA-Z]+)\s*", text)
     unit = match and _UNITS_NS.get(match[2].lower())
     if not match or not unit or int(match[1]) <= 0 or int(match[1]) * unit >= 2**62:
         raise ConfigError(f"{name} is {value!r}; give a duration such as '4h', '90min' or '1d'")

@@ -106,6 +106,9 @@ class FeaturePass:
                 made.carried[name] = state[name]
         except (TypeError, ValueError, OverflowError) as error:
             raise StreamError(f"state holds a value that is no number: {error}") from error
+        numbers = np.append(history, [float(made.carried[name][0]) for name in names])
+        if not np.isfinite(numbers).all():
+            raise StreamError("state holds a value that is not finite; pass what state() returned")
         if history.shape != made.history.shape:
             raise StreamError(
                 f"state carries history of shape {list(history.shape)}, this configuration needs "

@@ -38,16 +38,18 @@ def replaced_file(path: str | Path) -> Iterator[Path]:
         A folder that is missing or cannot be written, a full disk. Nothing is left behind.
     """
     target = Path(path)
-    beside = target.with_name(f".{uuid.uuid4().hex[:8]}-{target.name}")
     with _output_errors(target):
-        require_folder(target.parent, target)
         if target.is_dir():
             raise OutputError(f"{target} is a folder; give the path of a file")
+        if target.exists() and not target.is_file():
+            raise OutputError(f"{target} is a device or a pipe; give the path of a file")
+        place = _place_of(target)
+        beside = place.with_name(f".{uuid.uuid4().hex[:8]}-{place.name}")
         try:
             yield beside
             _flush(beside)
-            os.replace(beside, target)
-            _flush(target.parent)
+            os.replace(beside, place)
+            _flush(place.parent)
         finally:
             beside.unlink(missing_ok=True)
 
@@ -71,19 +73,26 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         target is as it was.
     """
     target = Path(path)
-    beside = target.with_name(f".{target.name}.building")
     with _output_errors(target), contextlib.ExitStack() as stack:
-        require_folder(target.parent, target)
-        stack.enter_context(_own(beside, target))
-        try:
-            yield beside
-            for folder, _, names in os.walk(beside):
-                for name in names:
-                    _flush(Path(folder) / name)
-                _flush(Path(folder))
-            _put_in_place(beside, target, stack)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        if target.exists() and not target.is_dir():
+            raise OutputError(f"{target} is a file; give the path of a folder")
+        place = _place_of(target)
+        beside = place.with_name(f".{place.name}.building")
+        held = _Held(stack, target)
+        stack.callback(held.remove, beside)
+        _clear_or_make(beside, held)
+        yield beside
+        for folder, _, names in os.walk(beside):
+            for name in names:
+                _flush(Path(folder) / name)
+            _flush(Path(folder))
+        if os.path.lexists(place):
+            # The old folder gets the name that others try to lock; hold it until it is gone.
+            held.take(place)
+            _exchange(beside, place)
+        else:
+            os.rename(beside, place)
+        _flush(place.parent)
 
 
 def require_folder(folder: Path, target: Path) -> None:
@@ -92,45 +101,79 @@ def require_folder(folder: Path, target: Path) -> None:
         raise OutputError(f"{target}: there is no folder {folder}; make it first")
 
 
-@contextlib.contextmanager
-def _own(folder: Path, target: Path) -> Iterator[None]:
-    """Make and lock a folder, clearing what a crashed process left in it."""
-    while True:
-        folder.mkdir(exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _place_of(target: Path) -> Path:
+    """Where a path leads: a link stays, and what it points to is replaced."""
+    place = Path(os.path.realpath(target))
+    require_folder(place.parent, target)
+    return place
+
+
+class _Held:
+    """Folders that this process has locked; it may remove them, and no others."""
+
+    def __init__(self, stack: contextlib.ExitStack, target: Path) -> None:
+        self._handles: list[int] = []
+        self._target = target
+        stack.callback(self.let_go)
+
+    def take(self, folder: Path) -> None:
+        """Lock a folder, or say who has."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(folder, flags)
         try:
-            _lock(handle, target)
-            # Between opening and locking, its owner may have moved it into place.
-            same = folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())
-            if not same:
-                continue
-            for entry in folder.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            yield
-            return
-        finally:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
             os.close(handle)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise OutputError(
+                f"{self._target} is being built by another process; wait for it, or stop it first"
+            ) from None
+        self._handles.append(handle)
+
+    def has(self, folder: Path) -> bool:
+        """Whether the folder that now has this path is one of them."""
+        try:
+            status = folder.lstat()
+        except FileNotFoundError:
+            return False
+        return any(os.path.samestat(os.fstat(handle), status) for handle in self._handles)
+
+    def remove(self, folder: Path) -> None:
+        """Remove the folder at this path if it is one of them, even if interrupted."""
+        if self.has(folder):
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+            except KeyboardInterrupt:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+    def let_go(self) -> None:
+        """Unlock all of them."""
+        while self._handles:
+            os.close(self._handles.pop())
 
 
-def _lock(handle: int, target: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(
-            f"{target} is being built by another process; wait for it, or stop it first"
-        ) from None
-
-
-def _put_in_place(beside: Path, target: Path, stack: contextlib.ExitStack) -> None:
-    if not target.exists():
-        os.rename(beside, target)
-    else:
-        # The old folder gets the name that others try to lock; hold it until it is gone.
-        handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, handle)
-        _lock(handle, target)
-        _exchange(beside, target)
-    _flush(target.parent)
+def _clear_or_make(folder: Path, held: _Held) -> None:
+    """Make and lock a folder, clearing what a crashed process left in it."""
+    # Between making, opening and locking it, its owner may have moved it into place: once more.
+    while not held.has(folder):
+        held.let_go()
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        try:
+            held.take(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            raise OutputError(f"{folder} is in the way; remove it") from None
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry)
+        else:
+            os.unlink(entry)
 
 
 def _exchange(first: Path, second: Path) -> None:
@@ -144,6 +187,7 @@ def _exchange(first: Path, second: Path) -> None:
         if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise OSError(code, os.strerror(code), str(second))
     aside = second.with_name(f".{second.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)  # what a crash between these steps left
     os.rename(second, aside)
     os.rename(first, second)
     os.rename(aside, first)
@@ -171,6 +215,9 @@ def _output_errors(target: Path) -> Iterator[None]:
             errno.EACCES: "choose a folder that you may write to",
             errno.EPERM: "choose a folder that you may write to",
             errno.EROFS: "choose a folder that you may write to",
+            errno.ENAMETOOLONG: "choose a shorter name",
+            errno.EBUSY: "choose a folder that is no mount point",
+            errno.EXDEV: "choose a folder that is no mount point",
         }
         if error.errno not in remedies:
             raise

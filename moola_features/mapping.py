@@ -78,6 +78,11 @@ class _opened:  # noqa: N801 - used like a function
             raise StoreError(
                 f"chunk file {path} is missing; rebuild the store with --force"
             ) from None
+        except OSError as error:
+            raise StoreError(
+                f"chunk file {path} cannot be opened: {error.strerror}; mend its permissions, or "
+                "rebuild the store with --force"
+            ) from error
         size = os.fstat(self.number).st_size
         if size != num_bytes:
             os.close(self.number)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moola_features.config import FeatureConfig
-from moola_features.errors import ConfigError, StoreError, StoreNotFoundError
+from moola_features.errors import MoolaError, StoreError, StoreNotFoundError
 from moola_features.mapping import map_files
 from moola_features.store_format import (
     CHUNK_BARS,
@@ -25,6 +26,8 @@ from moola_features.store_format import (
 )
 from moola_features.times import TimeLike, time_text
 from moola_features.windows import Windows
+
+_Found = TypeVar("_Found")
 
 _REBUILD = "rebuild it with `moola-features build ... --force`"
 
@@ -60,8 +63,8 @@ class Store:
         try:
             self.config = FeatureConfig.from_dict(attributes["config"])
             self.num_bars = int(attributes["num_bars"])
-        except (KeyError, TypeError, ConfigError) as error:
-            raise StoreError(f"{path}: attributes cannot be read: {error}; {_REBUILD}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path}: attributes cannot be read: {error!r}; {_REBUILD}") from error
         self.names = self.config.names
         arrays = bar_arrays(len(self.names))
         mapped = {name: self._map(name, array) for name, array in arrays.items()}
@@ -129,30 +132,42 @@ class Store:
             segments = np.fromfile(path, "<i8")
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror}; {_REBUILD}") from error
-        if len(segments) == 0 or len(segments) % 2 or segments[-1] != self.num_bars:
-            raise StoreError(f"{path} does not end at bar {self.num_bars}; {_REBUILD}")
         shape = (len(segments) // 2, 2)
         self._check_metadata("segments", SEGMENTS, shape, shape)
-        return segments.reshape(shape).astype(np.int64, copy=False)
+        # Each begins where the one before it ends: one run of bounds from 0 to the last bar.
+        bounds = np.concatenate([[0], segments[1::2]])
+        whole = len(segments) % 2 == 0 and np.array_equal(bounds[:-1], segments[::2])
+        if not whole or (np.diff(bounds) <= 0).any() or bounds[-1] != self.num_bars:
+            raise StoreError(f"{path} does not cut {self.num_bars} bars into segments; {_REBUILD}")
+        segments = segments.reshape(shape).astype(np.int64, copy=False)
+        segments.flags.writeable = False
+        return segments
 
     def _check_metadata(
         self, name: str, array: ArrayFormat, shape: tuple[int, ...], chunks: tuple[int, ...]
     ) -> None:
         path = self.path / name / METADATA
         document = read_json(path, f"array {name!r} of {self.path}")
-        expected = {"shape": list(shape), "data_type": array.dtype, "node_type": "array"}
-        found = {key: document.get(key) for key in expected}
-        grid = document.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape")
-        codecs = [codec.get("name") for codec in document.get("codecs", [])]
-        if found != expected or grid != list(chunks) or codecs != ["bytes"]:
-            raise StoreError(
-                f"{path} describes another array than format {FORMAT_VERSION} has: "
-                f"{found}, chunks {grid}, codecs {codecs}; {_REBUILD}"
-            )
+        codecs = [{"name": "bytes", "configuration": {"endian": "little"}}]
+        if array.dtype == "bool" and document.get("codecs") == [{"name": "bytes"}]:
+            codecs = [{"name": "bytes"}]  # a single byte needs no order, newer zarr names none
+        expected = {
+            "node_type": "array",
+            "shape": list(shape),
+            "data_type": array.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+            "codecs": codecs,
+        }
+        for key, value in expected.items():
+            if document.get(key) != value:
+                raise StoreError(
+                    f"{path} is not as format {FORMAT_VERSION} has it: {key} is "
+                    f"{json.dumps(document.get(key))}, not {json.dumps(value)}; {_REBUILD}"
+                )
 
 
 class Universe(Mapping[str, Store]):
-    """Several instruments' stores under one folder, by symbol.
+    """Several instruments' stores under one folder, by symbol; each is opened when asked for.
 
     Examples
     --------
@@ -162,13 +177,16 @@ class Universe(Mapping[str, Store]):
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         self.path = path
         self.attributes = attributes
-        self._groups: dict[str, str] = dict(attributes["instruments"])
+        groups = attributes.get("instruments")
+        if not isinstance(groups, dict):
+            raise StoreError(f"{path}: the attributes list no instruments; {_REBUILD}")
+        self._groups: dict[str, str] = groups
         self._opened: dict[str, Store] = {}
 
     def __getitem__(self, symbol: str) -> Store:
         if symbol not in self._groups:
             raise KeyError(
-                f"no instrument {symbol!r} in {self.path}; there is {list(self._groups)}"
+                f"no instrument {symbol!r} in {self.path}; there is {', '.join(self._groups)}"
             )
         if symbol not in self._opened:
             opened = open_store(self.path / self._groups[symbol])
@@ -212,27 +230,64 @@ def open_store(path: str | Path, config: FeatureConfig | None = None) -> Any:
         configuration; the message says what to do.
     """
     folder = Path(path)
-    attributes = read_attributes(folder)
-    if attributes.get("kind") == "universe":
-        universe = Universe(folder, attributes)
-        if config is not None:
-            for store in universe.values():
-                require_config(store, config)
-        return universe
-    store = Store(folder, attributes)
+    opened = undisturbed(folder, lambda: _open(folder))
     if config is not None:
-        require_config(store, config)
-    return store
+        for store in opened.values() if isinstance(opened, Universe) else [opened]:
+            require_config(store, config)
+    return opened
+
+
+def _open(folder: Path) -> Store | Universe:
+    attributes = read_attributes(folder)
+    kind = Universe if attributes.get("kind") == "universe" else Store
+    return kind(folder, attributes)
+
+
+def undisturbed(folder: Path, read: Callable[[], _Found]) -> _Found:
+    """Read a store by its path; anew, if a rebuild took that path's place meanwhile.
+
+    Files are opened one by one, so some of them might be the old store's and others the new one's.
+    """
+    while True:
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return read()  # which says what is wrong
+        try:
+            found = read()
+        except (MoolaError, OSError):
+            if _stands(folder, handle):
+                raise
+        else:
+            if _stands(folder, handle):
+                return found
+        finally:
+            os.close(handle)
+
+
+def _stands(folder: Path, handle: int) -> bool:
+    """Whether a path still leads to a folder; while that is open, its inode is not reused."""
+    try:
+        return os.path.samestat(os.fstat(handle), folder.stat())
+    except FileNotFoundError:
+        return False
 
 
 def read_attributes(folder: Path) -> dict[str, Any]:
     """Read and check a group's attributes: a finished store, of a format that is known here."""
-    if not folder.exists():
-        raise StoreNotFoundError(f"no store at {folder}; make one with `moola-features build`")
-    if not folder.is_dir():
-        raise StoreError(f"{folder} is a file, not a store; give the folder that build made")
-    if not (folder / METADATA).exists():
-        raise StoreError(f"{folder} is not a finished store: it has no {METADATA}; {_REBUILD}")
+    try:
+        if not folder.exists():
+            raise StoreNotFoundError(f"no store at {folder}; make one with `moola-features build`")
+        if not folder.is_dir():
+            raise StoreError(f"{folder} is a file, not a store; give the folder that build made")
+        if not (folder / METADATA).exists():
+            raise StoreError(f"{folder} is not a finished store: it has no {METADATA}; {_REBUILD}")
+    except MoolaError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be read: {error.strerror}; mend its permissions"
+        ) from error
     document = read_json(folder / METADATA, f"store {folder}")
     attributes = document.get("attributes")
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import math
+import operator
+from numbers import Real
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moola_features.bar_checks import MAX_PRICE
+from moola_features.bar_checks import MAX_PRICE, MISSING_TIME
 from moola_features.config import FeatureConfig
-from moola_features.errors import ConfigError, StreamError
+from moola_features.errors import StreamError
 from moola_features.feature_pass import FeaturePass
 from moola_features.times import time_text
 
 STATE_VERSION = 1
+_LAST_TIME = 2**63 - 1  # int64
 
 
 class Stream:
@@ -68,7 +72,9 @@ class Stream:
         self._valid = np.zeros(1, np.bool_)
         self._shape = (1, carried.num_columns)
         self._max_gap_ns = self.config.max_gap_ns
-        self._lowest = 0.0 if self.config.family == "returns" else -MAX_PRICE
+        # What a low must be above: 0, or just below the lowest price that bars may have.
+        positive = self.config.family == "returns"
+        self._lowest = 0.0 if positive else math.nextafter(-MAX_PRICE, -math.inf)
         self._rest = (carried.parameters, carried.carried, carried.history)
         self._kernel = carried.kernel
 
@@ -92,26 +98,32 @@ class Stream:
         Raises
         ------
         StreamError
-            A bar that contradicts itself or is not after the last one. The stream stays as it
-            was before, and goes on with the next good bar.
+            A bar that contradicts itself, is not after the last one, or is not of numbers. The
+            stream stays as it was before, and goes on with the next good bar.
         """
-        if not (
-            low <= open_ <= high
-            and low <= close <= high
-            and self._lowest < low
-            and high <= MAX_PRICE
-        ):
+        try:
+            now = operator.index(time)
+            good = (
+                low <= open_ <= high
+                and low <= close <= high
+                and self._lowest < low
+                and high <= MAX_PRICE
+                and MISSING_TIME < now <= _LAST_TIME
+            )
+        except TypeError:
+            good = False
+        if not good:
             self._refuse(time, open_, high, low, close)
         last = self._last_time
         starts = self._nowhere
         if last is None:
             starts = self._here
-        elif time <= last:
+        elif now <= last:
             raise StreamError(
-                f"bar {time_text(int(time))} is not after the last one, {time_text(last)}; "
+                f"bar {time_text(now)} is not after the last one, {time_text(last)}; "
                 "leave out bars that were given before"
             )
-        elif self._max_gap_ns is not None and time - last > self._max_gap_ns:
+        elif self._max_gap_ns is not None and now - last > self._max_gap_ns:
             starts = self._here
         prices = self._prices
         prices[0, 0] = open_
@@ -120,7 +132,7 @@ class Stream:
         prices[3, 0] = close
         values = np.empty(self._shape, np.float32)
         self._kernel(*self._columns, starts, *self._rest, values, self._valid)
-        self._last_time = int(time)
+        self._last_time = now
         self.num_bars += 1
         self.valid = bool(self._valid[0])
         row: NDArray[np.float32] = values[0]
@@ -167,20 +179,24 @@ class Stream:
             made.num_bars = int(state["num_bars"])
             made.valid = bool(state["valid"])
             made._last_time = None if last_time is None else int(last_time)
-        except (KeyError, TypeError, ConfigError) as error:
+        except StreamError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StreamError(
-                f"state cannot be read: {error}; pass what Stream.state() returned, whole"
+                f"state cannot be read: {error!r}; pass what Stream.state() returned, whole"
             ) from error
         return made
 
-    def _refuse(self, time: int, open_: float, high: float, low: float, close: float) -> None:
+    def _refuse(self, time: Any, open_: Any, high: Any, low: Any, close: Any) -> NoReturn:
+        whole = isinstance(time, int | np.integer)
+        if not whole or not MISSING_TIME < int(time) <= _LAST_TIME:
+            raise StreamError(f"time is {time!r}; give whole nanoseconds since 1970 UTC")
+        reason = "must be finite, with the high at the top and the low at the bottom"
+        if self._lowest == 0.0 and isinstance(low, Real) and low <= 0:
+            reason = "needs prices above 0 for family 'returns'"
         raise StreamError(
             f"bar {time_text(int(time))}: open {open_}, high {high}, low {low}, close {close} "
-            + (
-                "needs prices above 0 for family 'returns'"
-                if self._lowest == 0.0 and low <= 0
-                else "must be finite, with the high at the top and the low at the bottom"
-            )
+            f"{reason}; leave it out, or mend it"
         )
 
 

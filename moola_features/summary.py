@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moola_features.errors import StoreError
-from moola_features.store import read_attributes
+from moola_features.store import read_attributes, undisturbed
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ def summarise(path: str | Path) -> tuple[Summary, ...]:
         As for :func:`open_store`.
     """
     folder = Path(path)
+    return undisturbed(folder, lambda: _summaries(folder))
+
+
+def _summaries(folder: Path) -> tuple[Summary, ...]:
     attributes = read_attributes(folder)
     if attributes.get("kind") == "universe":
         groups = attributes["instruments"].values()

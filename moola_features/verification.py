@@ -128,8 +128,7 @@ def verify(
     True
     """
     opened = open_store(path)
-    all_stores = list(opened.values()) if isinstance(opened, Universe) else [opened]
-    stores = {store.attributes.get("symbol"): store for store in all_stores}
+    stores = _by_symbol(opened)
     source = None if against is None else _open_like(stores, against, column_map)
     advance = _advancer(stores, progress, num_passes=1 if source is None else 2)
     checks: dict[str | None, list[Check]] = {}
@@ -152,6 +151,12 @@ def verify(
     )
 
 
+def _by_symbol(opened: Store | Universe) -> dict[str | None, Store]:
+    if isinstance(opened, Store):
+        return {opened.attributes.get("symbol"): opened}
+    return dict(opened.items())
+
+
 def _recounted(sweep: Sweep) -> list[Check]:
     """Checks of whatever one pass over the bars tells again."""
     store, attributes = sweep.store, sweep.store.attributes
@@ -167,13 +172,15 @@ def _recounted(sweep: Sweep) -> list[Check]:
     attribute = first_difference(told, counted)
     return [
         _check(
-            "bars", bad_bars, "times increase, prices are finite and in order",
+            "bars",
+            bad_bars,
+            f"{len(store):,} bars: times increase, prices are finite and in order",
             num_bars=len(store), num_bad=faults.total,
         ),
         _check(
             "segments",
             "" if same_segments else _first_segment(store, sweep),
-            f"{len(sweep.segments):,} segments are what max_gap {store.config.max_gap} makes",
+            f"{len(sweep.segments):,}, as times and max_gap {store.config.max_gap} make them",
             num_segments=len(sweep.segments),
         ),
         _compared("recompute", sweep.recomputed, "computed again, the same bits"),
@@ -271,7 +278,9 @@ def _advancer(
 
 def _compared(name: str, found: Differences, words: str) -> Check:
     failure = (
-        f"{found.num_different:,} bars differ, the first: {found.first}" if found.first else ""
+        f"{found.num_different:,} of {found.num_bars:,} bars differ, the first: {found.first}"
+        if found.first
+        else ""
     )
     return _check(
         name, failure, f"{found.num_bars:,} bars: {words}",

@@ -27,6 +27,11 @@ class Windows:
     length
         Bars in a window, K.
 
+    Raises
+    ------
+    WindowError
+        Features of another type or layout, or starts of windows that are not in them.
+
     Attributes
     ----------
     starts
@@ -47,6 +52,15 @@ class Windows:
     def __init__(
         self, features: NDArray[np.float32], starts: NDArray[np.int64], length: int
     ) -> None:
+        plain = isinstance(features, np.ndarray) and features.flags.c_contiguous
+        if not plain or features.dtype != np.float32 or features.ndim != 2:
+            raise WindowError("features are not C-contiguous float32 [T, F]; convert them")
+        starts = np.asarray(starts, np.int64)
+        if len(starts) and (starts.min() < 0 or starts.max() + length > len(features)):
+            raise WindowError(
+                f"starts reach from {starts.min()} to {starts.max()}; windows of {length} bars "
+                f"fit into {len(features)} bars from 0 to {len(features) - length}"
+            )
         self.features = features
         self.starts = starts
         self.length = length
@@ -68,9 +82,9 @@ class Windows:
         step = _positive("stride", stride)
         segments = store.segments
         if segment is not None:
-            if not 0 <= segment < len(segments):
+            if not isinstance(segment, int | np.integer) or not 0 <= segment < len(segments):
                 raise WindowError(
-                    f"segment is {segment}, the store has {len(segments)}; "
+                    f"segment is {segment!r}, the store has {len(segments)}; "
                     f"give 0 to {len(segments) - 1}"
                 )
             segments = segments[segment : segment + 1]
@@ -110,10 +124,7 @@ class Windows:
             ) from None
         num_windows = len(self.starts)
         if not -num_windows <= position < num_windows:
-            raise WindowIndexError(
-                f"window {position} is outside the {num_windows} windows there are; "
-                f"give {-num_windows} to {num_windows - 1}"
-            )
+            raise _outside(f"window {position}", num_windows)
         start = self.starts[position]
         return self.features[start : start + self.length]
 
@@ -167,7 +178,10 @@ class Windows:
         return out
 
     def _positions(self, rows: ArrayLike) -> NDArray[np.int64]:
-        array = np.asarray(rows)
+        try:
+            array = np.asarray(rows)
+        except ValueError as error:
+            raise WindowError(f"rows are no array: {error}; give whole numbers, [B]") from error
         if array.size == 0:
             array = array.astype(np.int64)
         if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -178,10 +192,7 @@ class Windows:
         if array.size and (int(array.min()) < -num_windows or int(array.max()) >= num_windows):
             outside = (array < -num_windows) | (array >= num_windows)
             worst = int(np.argmax(outside))
-            raise WindowIndexError(
-                f"rows[{worst}] is {array[worst]}, outside the {num_windows} windows there are; "
-                f"give {-num_windows} to {num_windows - 1}"
-            )
+            raise _outside(f"rows[{worst}] = {array[worst]}", num_windows)
         return array.astype(np.int64, copy=False)
 
 
@@ -217,6 +228,15 @@ def valid_starts(
         if len(stretch) and stretch[begin]:
             parts.append(np.arange(start + begin, stop - length + 1, stride, dtype=np.int64))
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _outside(what: str, num_windows: int) -> WindowIndexError:
+    if num_windows == 0:
+        return WindowIndexError(f"{what} does not exist: there are no windows")
+    return WindowIndexError(
+        f"{what} is outside the {num_windows} windows there are; "
+        f"give {-num_windows} to {num_windows - 1}"
+    )
 
 
 def _positive(name: str, value: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -357,6 +358,17 @@ def test_range_on_a_market(market: mf.Bars, config: mf.FeatureConfig) -> None:
 def test_chunk_free_on_a_market(market: mf.Bars, config: mf.FeatureConfig) -> None:
     part = market[-300_000:]
     assert_chunk_free(part, config, [1, 2, 65_536, 65_537, 131_072, 200_001])
+
+
+@all_configs
+def test_a_build_is_chunk_free(market: mf.Bars, config: mf.FeatureConfig, tmp_path: Path) -> None:
+    part = market[-150_000:]  # of the real bars, three chunk files of the store
+    mf.build(part, tmp_path / "bars.zarr", config)
+    store = mf.open_store(tmp_path / "bars.zarr")
+    whole = mf.compute(part, config)
+    assert_same_bits(config, np.asarray(store.features), whole.values)
+    np.testing.assert_array_equal(store.valid, whole.valid)
+    np.testing.assert_array_equal(store.segments, whole.segments)
 
 
 @all_configs

@@ -1,160 +1,44 @@
-"""Sources: every format, time and number gives the same bars; streaming changes nothing; errors."""
+"""Sources: every format, time and number gives the same bars, whole, streamed or by symbol."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.feather
-import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import moola_features as mf
 from moola_features.bar_checks import FIELDS, PRICES
-from moola_features.bar_columns import find_columns
-from moola_features.bar_times import TimeReader
 from moola_features.bars import drop_bad_bars
-from moola_features.errors import BarsError, BarsNotFoundError, MoolaError
+from moola_features.errors import BarsError
 from moola_features.sources import open_source
-
-MINUTE_NS = 60 * 10**9
-START_NS = 1_577_836_800 * 10**9  # 2020-01-01
-NUM_BARS = 60
-
-
-def make_bars(num_bars: int = NUM_BARS, seed: int = 0, step_ns: int = MINUTE_NS) -> mf.Bars:
-    """Bars of whole prices, which every type of number holds exactly."""
-    rng = np.random.default_rng(seed)
-    close = 500 + rng.integers(-9, 10, num_bars).cumsum()
-    open_ = close - rng.integers(-9, 10, num_bars)
-    return mf.Bars(
-        time=START_NS + np.arange(num_bars) * step_ns,
-        open=open_,
-        high=np.maximum(open_, close) + rng.integers(0, 3, num_bars),
-        low=np.minimum(open_, close) - rng.integers(0, 3, num_bars),
-        close=close,
-    )
+from tests.bar_formats import (
+    BARS,
+    FILES,
+    FORMATS,
+    FRAMES,
+    NUM_BARS,
+    START_NS,
+    as_frame,
+    assert_same,
+    make_bars,
+    parquet_file,
+)
 
 
-BARS = make_bars()
-
-
-def as_frame(bars: mf.Bars = BARS) -> pl.DataFrame:
-    """Bars with times in UTC, between columns that are none of our business."""
-    columns = {name: getattr(bars, name) for name in PRICES}
-    times = pl.Series(bars.time).cast(pl.Datetime("ns", "UTC"))
-    other = pl.Series("volume", ["n/a"] * len(bars))
-    return pl.DataFrame({"id": other, "time": times, **columns, "volume": other})
-
-
-def assert_same(actual: mf.Bars, expected: mf.Bars) -> None:
-    for left, right in zip(actual.arrays, expected.arrays, strict=True):
-        assert left.dtype == right.dtype
-        np.testing.assert_array_equal(left, right)
-
-
-def joined(source: Any, batch_bars: int, **settings: Any) -> mf.Bars:
+def joined(source: Any, batch_bars: int, **options: Any) -> mf.Bars:
     """The bars of a source with one symbol, put together from its batches."""
-    pieces = [bars for _, bars in open_source(source, batch_bars=batch_bars, **settings).batches()]
+    pieces = [bars for _, bars in open_source(source, batch_bars=batch_bars, **options).batches()]
     assert all(0 < len(piece) <= batch_bars for piece in pieces)
     columns = zip(*(piece.arrays for piece in pieces), strict=True)
     return mf.Bars(*(np.concatenate(column) for column in columns))
 
-
-# --- ways to hand over a frame ----------------------------------------------------------------
-
-
-def csv_text(frame: pl.DataFrame, separator: str = ",") -> bytes:
-    return frame.write_csv(separator=separator).encode()
-
-
-def written(data: bytes, path: Path) -> Path:
-    path.write_bytes(data)
-    return path
-
-
-def parquet_file(frame: pl.DataFrame, folder: Path) -> Path:
-    pyarrow.parquet.write_table(frame.to_arrow(), folder / "b.parquet", row_group_size=13)
-    return folder / "b.parquet"
-
-
-def arrow_stream(frame: pl.DataFrame, folder: Path) -> Path:
-    table = frame.to_arrow()
-    with pa.ipc.new_stream(folder / "stream.arrow", table.schema) as writer:
-        writer.write_table(table, max_chunksize=17)
-    return folder / "stream.arrow"
-
-
-def feather_file(frame: pl.DataFrame, folder: Path) -> Path:
-    pyarrow.feather.write_feather(frame.to_arrow(), folder / "b.feather", chunksize=17)
-    return folder / "b.feather"
-
-
-def polars_parquet(frame: pl.DataFrame, folder: Path) -> Path:
-    frame.write_parquet(folder / "polars.parquet")
-    return folder / "polars.parquet"
-
-
-def polars_ipc(frame: pl.DataFrame, folder: Path) -> Path:
-    frame.write_ipc(folder / "polars.ipc", compression="zstd")
-    return folder / "polars.ipc"
-
-
-def lazy_frame(frame: pl.DataFrame, folder: Path) -> pl.LazyFrame:
-    return pl.scan_parquet(parquet_file(frame, folder))
-
-
-def pandas_index(frame: pl.DataFrame, folder: Path) -> Any:
-    """A pandas frame whose index, unnamed where it holds timestamps, is the time."""
-    pandas = frame.to_pandas().set_index("time")
-    if isinstance(frame.schema["time"], pl.Datetime):
-        pandas.index.name = None
-    return pandas
-
-
-Form = Callable[[pl.DataFrame, Path], Any]
-FILES: dict[str, Form] = {
-    "parquet": parquet_file,
-    "polars parquet": polars_parquet,
-    "csv": lambda frame, folder: written(csv_text(frame), folder / "b.csv"),
-    "csv ;": lambda frame, folder: written(csv_text(frame, ";"), folder / "b.txt"),
-    "csv tabs": lambda frame, folder: written(csv_text(frame, "\t"), folder / "b.tsv"),
-    "csv bom crlf": lambda frame, folder: written(
-        b"\xef\xbb\xbf" + csv_text(frame).replace(b"\n", b"\r\n"), folder / "dos.csv"
-    ),
-    "csv gz": lambda frame, folder: written(gzip.compress(csv_text(frame)), folder / "b.csv.gz"),
-    "gz without suffix": lambda frame, folder: written(
-        gzip.compress(csv_text(frame)), folder / "bars"
-    ),
-    "csv bz2": lambda frame, folder: written(bz2.compress(csv_text(frame)), folder / "b.csv.bz2"),
-    "feather": feather_file,
-    "polars ipc": polars_ipc,
-    "arrow stream": arrow_stream,
-}
-FRAMES: dict[str, Form] = {
-    "polars": lambda frame, folder: frame,
-    "lazy": lazy_frame,
-    "arrow": lambda frame, folder: frame.to_arrow(),
-    "pandas": lambda frame, folder: frame.to_pandas(),
-    "pandas index": pandas_index,
-    "series": lambda frame, folder: frame.to_dict(as_series=True),
-    "lists": lambda frame, folder: frame.to_dict(as_series=False),
-}
-FORMATS = FILES | FRAMES
 
 TIME = pl.col("time")
 TIMES: dict[str, list[pl.Expr]] = {
@@ -195,11 +79,16 @@ NUMBERS: dict[str, pl.DataType] = {
 }
 
 
-@pytest.mark.parametrize("form", TIMES)
-@pytest.mark.parametrize("kind", FORMATS)
+PAIRS = [
+    (kind, form)
+    for kind in FORMATS
+    for form, columns in TIMES.items()
+    if len(columns) == 1 or kind != "pandas index"  # an index is one column
+]
+
+
+@pytest.mark.parametrize(("kind", "form"), PAIRS)
 def test_every_time_in_every_format(kind: str, form: str, tmp_path: Path) -> None:
-    if kind == "pandas index" and len(TIMES[form]) == 2:
-        pytest.skip("an index is one column")
     frame = as_frame().select(*TIMES[form], pl.exclude("time"))
     assert_same(mf.read_bars(FORMATS[kind](frame, tmp_path)), BARS)
 
@@ -214,6 +103,13 @@ def test_every_number_in_every_format(kind: str, number: str, tmp_path: Path) ->
 def test_bars_are_a_source() -> None:
     assert_same(mf.read_bars(BARS), BARS)
     assert np.shares_memory(mf.read_bars(BARS).open, BARS.open)
+
+
+def test_an_index_that_is_a_column_too_counts_once() -> None:
+    pandas = as_frame().to_pandas()
+    assert_same(mf.read_bars(pandas.set_index("time", drop=False)), BARS)
+    unnamed = pandas.set_index("time", drop=False).rename_axis(None)
+    assert_same(mf.read_bars(unnamed), BARS)
 
 
 def test_numpy_arrays_are_a_source() -> None:
@@ -247,187 +143,6 @@ def test_decimal_prices_are_rounded_correctly(kind: str, tmp_path: Path) -> None
     frame = pl.DataFrame({"time": range(500), **dict.fromkeys(PRICES, price)})
     bars = mf.read_bars(FORMATS[kind](frame, tmp_path))
     assert bars.open.tolist() == [float(cell) for cell in text]
-
-
-# --- times in detail --------------------------------------------------------------------------
-
-
-def read_times(*columns: Any) -> list[int]:
-    """Seconds since 2020 of what can be read, else -1."""
-    times = TimeReader()([pl.Series(column) for column in columns])
-    missing = np.iinfo(np.int64).min
-    return [-1 if time == missing else (time - START_NS) / 10**9 for time in times.tolist()]
-
-
-LOOSE_TIMES = {
-    "2020-01-01": 0,
-    "2020-01-01T00": 0,
-    "2020-01-01 00:01": 60,
-    "2020-01-01 0:01": 60,
-    "2020/01/01 00:01:00": 60,
-    "20200101 0001": 60,
-    "20200101T000100Z": 60,
-    " 2020-01-01 00:01:00 ": 60,
-    "2020-01-01 00:00:00.5": 0.5,
-    "2020-01-01 00:00:00,500000000999": 0.5,
-    "2020-01-01T00:01:00Z": 60,
-    "2020-01-01T01:01:00+01:00": 60,
-    "2020-01-01T01:31:00+0130": 60,
-    "2019-12-31T19:01:00-05": 60,
-    "2020-01-01 00:01:00 UTC": 60,
-    "2020-01-01 01:01:00 +01:00": 60,
-    "2020-02-30": -1,
-    "2020-01-01 24:00": -1,
-    "2020-01-01 00:60": -1,
-    "2020-01-01 09:30 PM": -1,
-    "01/02/2020": -1,
-    "2500-01-01": -1,
-    "1500-01-01": -1,
-    "soon": -1,
-    "": -1,
-}
-
-
-def test_loose_times_are_read_or_refused_cell_by_cell() -> None:
-    assert read_times(list(LOOSE_TIMES)) == list(LOOSE_TIMES.values())
-    for text, seconds in LOOSE_TIMES.items():
-        assert read_times([text]) == [seconds], text
-
-
-@given(st.lists(st.datetimes(datetime(1700, 1, 1), datetime(2260, 1, 1)), min_size=1, max_size=5))
-def test_well_formed_text_is_read_as_loose_text_is(times: list[datetime]) -> None:
-    texts = [time.isoformat() for time in times]
-    fast = TimeReader()([pl.Series(texts)]).tolist()
-    loose = TimeReader()([pl.Series([*texts, "no time"])]).tolist()
-    assert fast == loose[:-1]
-    micros = pl.Series(times, dtype=pl.Datetime("us")).to_physical().to_list()
-    assert fast == [micro * 1_000 for micro in micros]
-
-
-@pytest.mark.parametrize(
-    ("first", "unit_ns"),
-    [
-        (99_999_999_999 // 20, 10**9),
-        (100_000_000_000, 10**6),
-        (99_999_999_999_999 // 20, 10**6),
-        (100_000_000_000_000, 10**3),
-        (99_999_999_999_999_999 // 20, 10**3),
-        (100_000_000_000_000_000, 1),
-        (0, 10**9),
-        (-60, 10**9),
-    ],
-)
-@pytest.mark.parametrize("kind", [pl.Int64, pl.String, pl.Float64])
-def test_epoch_units_are_told_by_magnitude(first: int, unit_ns: int, kind: Any) -> None:
-    times = TimeReader()([pl.Series([first, first + 1], dtype=pl.Int64).cast(kind)]).tolist()
-    step = 16 if kind == pl.Float64 and first > 2**53 else 0  # what float64 can tell apart
-    assert times == pytest.approx([first * unit_ns, (first + 1) * unit_ns], rel=0, abs=step)
-
-
-def test_one_unit_holds_for_the_whole_file() -> None:
-    read = TimeReader()
-    assert read([pl.Series([None, 1_577_836_800_000])]).tolist()[1] == START_NS
-    assert read([pl.Series([60_000])]).tolist() == [60 * 10**9]
-    seconds = TimeReader()
-    assert seconds([pl.Series([0])]).tolist() == [0]
-    missing = [np.iinfo(np.int64).min]
-    assert seconds([pl.Series([MINUTE_NS])]).tolist() == missing, "a minute in ns is no second"
-
-
-def test_fractions_of_seconds_are_read_to_the_microsecond() -> None:
-    assert read_times([1577836800.1, 1577836800.000001]) == [0.1, 0.000001]
-    assert read_times(["1577836800.25", "1577836801"]) == [0.25, 1]
-    assert read_times([1577836800000.5, None, float("nan")]) == [0.0005, -1, -1]
-
-
-def test_nanoseconds_in_text_are_exact() -> None:
-    text = ["1577836800000000001", "x", "1577836800000000002"]
-    assert TimeReader()([pl.Series(text)]).tolist()[::2] == [START_NS + 1, START_NS + 2]
-
-
-def test_a_date_and_a_clock_are_joined() -> None:
-    clocks = [time(0, 1), time(0, 2, 3, 500_000), None]
-    assert read_times([date(2020, 1, 1)] * 3, clocks) == [60, 123.5, -1]
-    assert read_times(["2020-01-01"], ["0:01"]) == [60]
-
-
-@pytest.mark.parametrize("column", [[True], [time(1)], [b"2020"], [[1]]])
-def test_types_without_times_are_refused(column: Any) -> None:
-    with pytest.raises(BarsError, match=r"time is column 't' of type .*; give timestamps"):
-        TimeReader()([pl.Series("t", column)])
-
-
-# --- finding columns --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["timestamp", "open", "high", "low", "close", "volume"],
-        ["Datetime", "Open", "High", "Low", "Close", "Adj Close", "Volume"],
-        ["ts_event", "rtype", "publisher_id", "o", "h", "l", "c"],
-        ["open_time", "open", "high", "low", "close", "close_time"],
-        ["Open Time", "OPEN", "HIGH", "LOW", "CLOSE"],
-        ["<DATE>", "<TIME>", "<OPEN>", "<HIGH>", "<LOW>", "<CLOSE>", "<TICKVOL>"],
-        ["date", "open_price", "high_price", "low_price", "close_price"],
-        ["t", "v", "o", "c", "h", "l"],
-        ["px_close", "px_low", "px_high", "px_open", "time"],
-    ],
-)
-def test_usual_names_are_recognised(names: list[str]) -> None:
-    columns = find_columns(names)
-    assert set(columns.time) <= set(names)
-    found = [getattr(columns, name) for name in PRICES]
-    assert [name.strip("<>").lower().removeprefix("px_")[0] for name in found] == list("ohlc")
-
-
-def test_a_map_comes_before_names() -> None:
-    frame = as_frame().rename({"open": "first"}).with_columns(open=pl.lit(7.0))
-    assert_same(mf.read_bars(frame, column_map={"open": "first"}), BARS)
-
-
-def test_a_map_decides_between_two() -> None:
-    frame = as_frame().with_columns(ts_event=pl.lit("junk"), px_open=pl.lit("junk"))
-    with pytest.raises(BarsError, match=r"'time' and 'ts_event' could each be time; .*--map time="):
-        mf.read_bars(frame)
-    with pytest.raises(BarsError, match=r"'open' and 'px_open' could each be open; .*--map open="):
-        mf.read_bars(frame, column_map={"time": "time"})
-    assert_same(mf.read_bars(frame, column_map={"time": "time", "open": "open"}), BARS)
-
-
-@pytest.mark.parametrize(
-    ("names", "column_map", "text"),
-    [
-        (
-            ["time", "open", "high", "lo", "close"],
-            {},
-            "no column for low; the columns are time, open, high, lo, close; name it with "
-            "column_map={'low': 'COLUMN'} (--map low=COLUMN)",
-        ),
-        (["a", "b"], {}, "no column for time, open, high, low, close; the columns are a, b"),
-        ([], {}, "the columns are none"),
-        ([f"c{i}" for i in range(30)], {}, "c19 and 10 more"),
-        (["1577836800", "1", "2", "0.5", "1e3"], {}, "is no header; add one: time,open,high,"),
-        (["time", "open"], {"opn": "open"}, "column_map has 'opn'; its fields are time, open"),
-        (["time", "open"], {"high": "hi"}, "no column 'hi' for high; the columns are time, open"),
-        (["time", "open", "Open", "high", "low", "close"], {}, "'open' and 'Open' could each"),
-        (["time", "open", "open", "high", "low", "close"], {}, "'open' and 'open' have one name"),
-        (["date", "time", "ts", *PRICES], {}, "'date' and 'time' and 'ts' could each be time"),
-        (["time", *PRICES, "symbol", "ticker"], {}, "'symbol' and 'ticker' could each be symbol"),
-    ],
-)
-def test_columns_that_cannot_be_told(
-    names: list[str], column_map: dict[str, str], text: str
-) -> None:
-    with pytest.raises(BarsError) as caught:
-        find_columns(names, column_map, "nq.csv")
-    assert str(caught.value).startswith("nq.csv: ")
-    assert text in str(caught.value)
-
-
-def test_columns_that_are_not_needed_are_not_read() -> None:
-    columns: dict[str, Any] = {**dict(zip(FIELDS, BARS.arrays, strict=True)), "note": object()}
-    assert_same(mf.read_bars(columns), BARS)
 
 
 # --- streaming --------------------------------------------------------------------------------
@@ -470,6 +185,13 @@ def test_bad_rows_are_named_by_their_row(
     json.dumps(opened.dropped[None].to_dict())
 
 
+def test_times_are_shown_as_times() -> None:
+    frame = as_frame().with_columns(TIME.dt.convert_time_zone("Asia/Tokyo"))
+    message = r"row 60 \(2020-01-01T00:59:00Z\): time is '2020-01-01T00:59:00Z', the same as"
+    with pytest.raises(BarsError, match=message):
+        mf.read_bars(pl.concat([frame, frame[-1:]]))
+
+
 @pytest.mark.parametrize("batch_bars", [1, 7, 1_000])
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -499,9 +221,10 @@ def test_bad_cells_of_csv_are_quoted(
     assert len(joined(path, batch_bars, on_bad_bars="drop")) == 29
 
 
-def test_cells_may_have_spaces_around_them(tmp_path: Path) -> None:
+def test_spaces_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "b.csv"
-    path.write_text(" time , open , high , low , close \n 2020-01-01 , 1 , +2 , 1e0 , 1.5 \n\n")
+    text = "\n\n time , open , high , low , close \n\n 2020-01-01 , 1 , +2 , 1e0 , 1.5 \n\n"
+    path.write_text(text)
     bars = mf.read_bars(path)
     assert [array.tolist() for array in bars.arrays] == [[START_NS], [1], [2], [1], [1.5]]
 
@@ -677,187 +400,3 @@ def test_a_symbol_without_good_bars_is_refused() -> None:
     )
     with pytest.raises(BarsError, match=r"\[ES\]: no good bar is left, 40 dropped"):
         list(open_source(frame, on_bad_bars="drop").batches())
-
-
-# --- what cannot be read ----------------------------------------------------------------------
-
-
-def message_of(source: Any, **settings: Any) -> str:
-    with pytest.raises(MoolaError) as caught:
-        list(open_source(source, **settings).batches())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(BarsNotFoundError, match=r"nq.parquet: no such file"):
-        mf.read_bars(tmp_path / "nq.parquet")
-    with pytest.raises(FileNotFoundError):
-        mf.read_bars(str(tmp_path / "nowhere" / "nq.csv"))
-
-
-def test_a_folder(tmp_path: Path) -> None:
-    assert message_of(tmp_path).endswith("is a folder; give one file of bars")
-
-
-def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = parquet_file(as_frame(), tmp_path)
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refuse)  # the permissions themselves do not stop root
-    assert "may not be read; change its permissions" in message_of(path)
-
-
-@pytest.mark.parametrize("data", [b"", b"\n\n  \n", gzip.compress(b"")])
-@pytest.mark.parametrize("name", ["b.csv", "b.parquet"])
-def test_an_empty_file(name: str, data: bytes, tmp_path: Path) -> None:
-    assert "is empty" in message_of(written(data, tmp_path / name))
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_columns_without_rows(kind: str, tmp_path: Path) -> None:
-    source = FORMATS[kind](as_frame().clear(), tmp_path)
-    assert message_of(source).endswith("there are no bars; give at least one")
-
-
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
-def test_a_header_alone(end: bytes, tmp_path: Path) -> None:
-    path = written(b"time,open,high,low,close" + end, tmp_path / "b.csv")
-    assert message_of(path).endswith("there are no bars; give at least one")
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "text"),
-    [
-        ("b.parquet", b"time,open\n1,2\n", "is not Parquet, it begins with b'time,open"),
-        ("b.feather", b"FEA1....", "is not Arrow IPC, it begins with b'FEA1"),
-        ("b.arrow", b"nothing", "is not Arrow IPC"),
-        ("b.csv", b"PK\x03\x04\x00\x00", "is neither Parquet, Arrow nor CSV text in UTF-8"),
-        ("b.csv", "time,open\n".encode("utf-16"), "is neither Parquet, Arrow nor CSV text"),
-        ("b.csv", b"PAR1 and no more", "damaged or cut off"),
-        ("b.gz", gzip.compress(b"PAR1 and more"), "is parquet packed with gzip; unpack it"),
-        ("b.csv.gz", b"\x1f\x8bnothing", "damaged or cut off"),
-        ("b.csv", b"time,open,high,low,close\n1,1,1,1\n", "damaged or cut off: CSV parse error"),
-        ("b.csv", b"time,open,high,low,close\n1,\xff,1,1,1\n", "invalid UTF8"),
-        ("b.csv", b"1577836800,1,1,1,1\n1577836860,1,1,1,1\n", "is no header; add one"),
-    ],
-)
-def test_files_that_are_not_what_they_seem(
-    name: str, data: bytes, text: str, tmp_path: Path
-) -> None:
-    path = written(data, tmp_path / name)
-    message = message_of(path)
-    assert message.startswith(f"{path}: ")
-    assert text in message
-
-
-@pytest.mark.parametrize("name", ["b.csv", "b.dat", "b"])
-def test_content_is_told_by_the_first_bytes(name: str, tmp_path: Path) -> None:
-    for kind in ("parquet", "feather", "arrow stream", "csv gz"):
-        data = FILES[kind](as_frame(), tmp_path).read_bytes()
-        assert_same(mf.read_bars(written(data, tmp_path / name)), BARS)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("kind", ["parquet", "polars parquet", "csv gz", "feather", "polars ipc"])
-def test_files_that_were_cut_off(kind: str, share: float, tmp_path: Path) -> None:
-    path = FILES[kind](as_frame(make_bars(2_000)), tmp_path)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    assert "damaged or cut off" in message_of(path)
-
-
-def test_damage_inside_a_file(tmp_path: Path) -> None:
-    path = polars_parquet(as_frame(make_bars(2_000)).drop("id"), tmp_path)
-    data = bytearray(path.read_bytes())
-    data[4:60] = b"\x55" * 56  # the header of the first page
-    path.write_bytes(data)
-    assert "damaged or cut off" in message_of(path)
-
-
-@pytest.mark.parametrize("kind", ["parquet", "polars", "lists", "pandas"])
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        (["abc"] * NUM_BARS, r"open is column 'open' of type String such as 'abc', not numbers"),
-        (["1.5"] * NUM_BARS, r"of type String such as '1.5', not numbers; convert it to float64"),
-        ([True] * NUM_BARS, r"open is column 'open' of type Boolean such as True, not numbers"),
-        ([None] * NUM_BARS, r"row 0 .*: open is None, not a finite number"),
-        ([float("nan")] * NUM_BARS, r"row 0 .*: open is (nan|None), not a finite number"),
-    ],
-)
-def test_columns_that_are_not_numbers(
-    kind: str, values: list[Any], text: str, tmp_path: Path
-) -> None:
-    frame = as_frame().with_columns(pl.Series("open", values))
-    with pytest.raises(BarsError, match=text):
-        mf.read_bars(FORMATS[kind](frame, tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("source", "text"),
-    [
-        (42, "source is a int; give a path, a Polars or pandas frame"),
-        ({"time": [1, 2], "open": [1.0], **{x: [1.0, 1.0] for x in PRICES[1:]}}, "lengths differ"),
-        ({"time": [1], "open": [[1.0]], **{x: [1.0] for x in PRICES[1:]}}, "of type List"),
-        ({"time": [1, "x"], **{x: [1.0, 1.0] for x in PRICES}}, "column 'time' cannot be read"),
-        ({"time": 5, **{x: [1.0] for x in PRICES}}, "column 'time' cannot be read"),
-        ({"time": [2**70], **{x: [1.0] for x in PRICES}}, "column 'time' cannot be read"),
-        (pl.scan_parquet("nowhere.parquet"), "<polars lazyframe>: no such file"),
-    ],
-)
-def test_things_that_are_no_source(source: Any, text: str) -> None:
-    with pytest.raises(BarsError, match=text):
-        mf.read_bars(source)
-
-
-def test_a_mode_that_does_not_exist() -> None:
-    with pytest.raises(BarsError, match="on_bad_bars is 'skip'; choose one of error, drop"):
-        mf.read_bars(BARS, on_bad_bars="skip")
-
-
-# --- memory -----------------------------------------------------------------------------------
-
-MEASURE = """
-import resource, sys
-from moola_features.sources import open_source
-
-def read(path):
-    for _ in open_source(path, batch_bars=16_384).batches():
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-before = read(sys.argv[1])
-print(read(sys.argv[2]) - before)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kB on Linux only")
-@pytest.mark.parametrize("kind", ["parquet", "one group", "csv"])
-def test_memory_does_not_grow_with_the_file(kind: str, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    paths = []
-    for name, num_bars in (("small", 200_000), ("large", 1_600_000)):
-        price = rng.random(num_bars)  # random bits do not compress
-        frame = pl.DataFrame({"time": START_NS + np.arange(num_bars) * MINUTE_NS})
-        frame = frame.with_columns(pl.Series(column, price) for column in PRICES)
-        paths.append(tmp_path / name)
-        if kind == "csv":
-            frame.write_csv(paths[-1])
-        else:
-            rows = num_bars if kind == "one group" else 65_536
-            table = frame.to_arrow()
-            pyarrow.parquet.write_table(table, paths[-1], row_group_size=rows)
-    root = Path(mf.__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, paths)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
-    growth_bytes = int(done.stdout) * 1024
-    extra_bytes = paths[1].stat().st_size - paths[0].stat().st_size
-    assert growth_bytes < extra_bytes / 3

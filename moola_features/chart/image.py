@@ -148,11 +148,10 @@ def _draw_price(axis: Axes, scene: Scene) -> None:
     axis.set_ylim(low - HEADROOM * height, high + HEADROOM * height)
     close = float(scene.ohlc[-1, 3])
     unit = 10.0**-scene.decimals  # labels between two prices would be rounded to a wrong one
-    ticks = unit * MaxNLocator(9, steps=[1, 2, 5, 10], integer=True).tick_values(
-        low / unit, high / unit
-    )
-    # The tag of the last price needs room.
-    axis.set_yticks([t for t in ticks if abs(t - close) > 0.03 * height and low <= t <= high])
+    locator = MaxNLocator(9, steps=[1, 2, 5, 10], integer=True)
+    ticks = np.asarray(locator.tick_values(low / unit, high / unit)) * unit
+    room = np.abs(ticks - close) > 0.03 * height  # for the tag of the last price
+    axis.set_yticks(ticks[room & (ticks >= low) & (ticks <= high)])
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.{scene.decimals}f}")
     _draw_candles(axis, scene)
     _draw_swings(axis, scene)

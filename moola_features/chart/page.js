@@ -148,15 +148,15 @@
 
   function marks(side, isHigh, shows) {
     const color = isHigh ? colours.swing_high : colours.swing_low;
-    const shared = { type: "scatter", yaxis: "y" };
-    const path = { ...shared, x: side.pathX, y: side.pathY, mode: "lines", line: { color, width: 1, dash: "dot" } };
+    const common = { type: "scatter", yaxis: "y" };
+    const path = { ...common, x: side.pathX, y: side.pathY, mode: "lines", line: { color, width: 1, dash: "dot" } };
     const ring = {
-      ...shared, x: side.confirmedX, y: side.confirmedY, mode: "markers",
+      ...common, x: side.confirmedX, y: side.confirmedY, mode: "markers",
       marker: { symbol: "circle-open", size: 5.5, color, line: { width: 1.2 } },
     };
     const triangle = {
       // Turned triangles keep their distance from the extreme in pixels at every zoom.
-      ...shared, x: side.x, y: side.y, mode: "markers",
+      ...common, x: side.x, y: side.y, mode: "markers",
       marker: { symbol: "triangle-up", angle: isHigh ? 180 : 0, standoff: 7, size: 8, color, line: { width: 0 } },
     };
     return [...(shows.confirmation ? [path, ring] : []), ...(shows.triangle ? [triangle] : [])];
@@ -176,8 +176,8 @@
 
   function panelTraces(panel, yaxis, from, to, size) {
     const shown = means(panel.values, from, to, size);
-    const shared = { yaxis, type: "scatter", mode: "lines" };
-    if (!panel.stems) return [{ ...shared, ...shown, line: { color: panel.colour, width: 1.3 } }];
+    const common = { yaxis, type: "scatter", mode: "lines" };
+    if (!panel.stems) return [{ ...common, ...shown, line: { color: panel.colour, width: 1.3 } }];
     // One broken line is far quicker than a bar for each value.
     const width = Math.min(Math.max(0.65 * size * pixelsPerBar(), 0.7), 9);
     return [true, false].map((positive) => {
@@ -189,7 +189,7 @@
         y.push(0, value, null);
       });
       const color = panelColour(panel, positive ? 1 : -1);
-      return { ...shared, x, y, line: { color, width, simplify: false } };
+      return { ...common, x, y, line: { color, width, simplify: false } };
     });
   }
 

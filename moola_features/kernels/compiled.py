@@ -64,9 +64,7 @@ class Kernel:
         the cache.
     """
 
-    def __init__(
-        self, function: Callable[..., Any], signature: numba.core.typing.Signature
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
         self.function = function
         self.signature = signature
         self.was_compiled = False
@@ -85,25 +83,30 @@ class Kernel:
         if _SETTINGS.DISABLE_JIT:
             return _interpreted(self.function)
         with _cache_folder() as folder:
-            dispatcher = numba.njit(**OPTIONS)(self.function)
-            if folder is not None:
-                _keep_in(folder, dispatcher)
             try:
-                dispatcher.compile(self.signature)
-            except Exception as error:  # a damaged cache file raises whatever unpickling meets
-                if dispatcher.overloads:
-                    # Compiled, but could not be saved (a full disk): it works for this process.
-                    warnings.warn(f"compiled kernels were not cached: {error}", stacklevel=4)
-                else:
-                    if folder is None:
-                        raise
-                    shutil.rmtree(folder, ignore_errors=True)
-                    dispatcher = numba.njit(**OPTIONS)(self.function)
-                    dispatcher.compile(self.signature)
-            self.was_compiled = not dispatcher.stats.cache_hits
-            dispatcher.disable_compile()
-            compiled: Callable[..., Any] = dispatcher
-            return compiled
+                return self._compile_in(folder)
+            except Exception:  # a damaged cache file raises whatever unpickling meets
+                if folder is None:
+                    raise
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(exist_ok=True, mode=0o700)
+                return self._compile_in(folder)
+
+    def _compile_in(self, folder: Path | None) -> Callable[..., Any]:
+        dispatcher = numba.njit(**OPTIONS)(self.function)
+        if folder is not None:
+            _keep_in(folder, dispatcher)
+        try:
+            dispatcher.compile(self.signature)
+        except Exception as error:
+            if not dispatcher.overloads:
+                raise
+            # Compiled, but could not be saved (a full disk): it works for this process.
+            warnings.warn(f"compiled kernels were not cached: {error}", stacklevel=5)
+        self.was_compiled = not dispatcher.stats.cache_hits
+        dispatcher.disable_compile()
+        compiled: Callable[..., Any] = dispatcher
+        return compiled
 
 
 def kernel(*arguments: types.Type) -> Callable[[Callable[..., Any]], Kernel]:
@@ -158,19 +161,21 @@ def cache_key() -> str:
 @contextlib.contextmanager
 def _cache_folder() -> Iterator[Path | None]:
     """Hold the cache's lock; None where no folder of our own can be written."""
-    try:
-        folder = cache_root() / cache_key()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # The lock stands beside the folder, which a repair may delete.
-        lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except (OSError, RuntimeError):  # RuntimeError: no home folder can be determined
-        yield None
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder if _is_ours(folder) else None
-    finally:
-        os.close(lock)
+    folder: Path | None
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = cache_root() / cache_key()
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # The lock stands beside the folder, which whoever holds it may delete and make anew.
+            name = folder.with_name(f"{folder.name}.lock")
+            lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            folder.mkdir(exist_ok=True, mode=0o700)
+            folder = folder if _is_ours(folder) else None
+        except (OSError, RuntimeError):  # RuntimeError: no home folder can be determined
+            folder = None
+        yield folder
 
 
 def _is_ours(folder: Path) -> bool:

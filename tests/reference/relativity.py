@@ -47,10 +47,7 @@ def relativity(
     for i in range(len(bars)):
         bar = bars[i]
         bar_range = bar.high - bar.low  # R
-        if i == 0:
-            mean_range = bar_range
-        else:
-            mean_range = weight * bar_range + (1 - weight) * mean_range
+        mean_range = weight * bar_range + (1 - weight) * mean_range if i > 0 else bar_range
         atr = mean_true_range(bars, i, atr_period)
 
         row = candle(bar)
