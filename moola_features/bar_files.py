@@ -71,7 +71,7 @@ class Reader:
         return None
 
 
-class MemoryReader(Reader):
+class _MemoryReader(Reader):
     """Columns in memory; only those asked for are converted."""
 
     def __init__(self, names: list[str], columns: Mapping[str, Any], description: str) -> None:
@@ -95,7 +95,7 @@ class MemoryReader(Reader):
         return _as_frame(pa.table(arrays))
 
 
-class LazyFrameReader(Reader):
+class _LazyFrameReader(Reader):
     """A Polars query, run afresh on every pass."""
 
     def __init__(self, query: pl.LazyFrame) -> None:
@@ -112,7 +112,7 @@ class LazyFrameReader(Reader):
         )
 
 
-class ParquetReader(Reader):
+class _ParquetReader(Reader):
     """A Parquet file."""
 
     path: Path
@@ -140,7 +140,7 @@ class ParquetReader(Reader):
         )
 
 
-class IpcReader(Reader):
+class _IpcReader(Reader):
     """An Arrow IPC file, such as Feather version 2, or an Arrow IPC stream."""
 
     path: Path
@@ -172,7 +172,7 @@ class IpcReader(Reader):
                 yield reader.get_batch(index)
 
 
-class CsvReader(Reader):
+class _CsvReader(Reader):
     """Separated text with a header; plain or compressed.
 
     Every column is read as text and then parsed by Polars, which takes no longer than letting
@@ -233,23 +233,10 @@ def open_reader(source: Any) -> Reader:
         return _open_file(Path(source))
     if isinstance(source, pl.LazyFrame):
         with decoding("<polars lazyframe>"):
-            return LazyFrameReader(source)
-    if isinstance(source, pl.DataFrame):
-        return _memory_reader(source.columns, source.get_columns(), "<polars frame>")
-    if isinstance(source, Bars):
-        time = source.time.view("datetime64[ns]")
-        return _memory_reader(FIELDS, (time, *source.arrays[1:]), "<bars>")
-    if isinstance(source, Mapping):
-        return _memory_reader(source.keys(), source.values(), "<dict of arrays>")
-    if hasattr(source, "iloc") and hasattr(source, "columns"):
-        return _pandas_reader(source)
-    if hasattr(source, "__arrow_c_stream__"):
-        table = pa.table(source)
-        return _memory_reader(table.column_names, table.columns, "<arrow table>")
-    raise BarsError(
-        f"source is a {type(source).__name__}; give a path, a Polars or pandas frame, an Arrow "
-        "table, a dict of arrays or Bars"
-    )
+            return _LazyFrameReader(source)
+    names, columns, description = _columns_in_memory(source)
+    texts = [str(name) for name in names]
+    return _MemoryReader(texts, dict(zip(texts, columns, strict=True)), description)
 
 
 @contextlib.contextmanager
@@ -298,9 +285,9 @@ def _reader_for(path: Path, head: bytes, compression: str | None) -> Reader:
     if kind != "csv" and compression:
         raise BarsError(f"{path}: is {kind} packed with {compression}; unpack it first")
     if kind == "parquet":
-        return ParquetReader(path)
+        return _ParquetReader(path)
     if kind != "csv":
-        return IpcReader(path, kind)
+        return _IpcReader(path, kind)
     claimed = _CLAIMED.get(path.suffix.lower())
     if claimed:
         raise BarsError(
@@ -312,7 +299,7 @@ def _reader_for(path: Path, head: bytes, compression: str | None) -> Reader:
             f"{path}: is neither Parquet, Arrow nor CSV text in UTF-8, it begins with "
             f"{head[:16]!r}; convert it to one of them"
         )
-    return CsvReader(path, head, compression)
+    return _CsvReader(path, head, compression)
 
 
 def _one_line(error: BaseException) -> str:
@@ -329,23 +316,36 @@ def _as_frame(data: pa.RecordBatch | pa.Table) -> pl.DataFrame:
     return frame
 
 
-def _memory_reader(names: Iterable[Any], columns: Iterable[Any], description: str) -> MemoryReader:
-    texts = [str(name) for name in names]
-    return MemoryReader(texts, dict(zip(texts, columns, strict=True)), description)
+def _columns_in_memory(source: Any) -> tuple[Iterable[Any], Iterable[Any], str]:
+    """Names and values of the columns, and what to call the whole."""
+    if isinstance(source, pl.DataFrame):
+        return source.columns, source.get_columns(), "<polars frame>"
+    if isinstance(source, Bars):
+        return FIELDS, (source.time.view("datetime64[ns]"), *source.arrays[1:]), "<bars>"
+    if isinstance(source, Mapping):
+        return source.keys(), source.values(), "<dict of arrays>"
+    if hasattr(source, "iloc") and hasattr(source, "columns"):
+        return *_pandas_columns(source), "<pandas frame>"
+    if hasattr(source, "__arrow_c_stream__"):
+        table = pa.table(source)
+        return table.column_names, table.columns, "<arrow table>"
+    raise BarsError(
+        f"source is a {type(source).__name__}; give a path, a Polars or pandas frame, an Arrow "
+        "table, a dict of arrays or Bars"
+    )
 
 
-def _pandas_reader(frame: Any) -> MemoryReader:
+def _pandas_columns(frame: Any) -> tuple[list[Any], list[Any]]:
     """Columns of a pandas frame, and whatever of its index is named or holds times."""
     names = list(frame.columns)
     columns = [frame.iloc[:, index] for index in range(len(names))]
-    for level, name in enumerate(frame.index.names):
+    for level, label in enumerate(frame.index.names):
         values = frame.index.get_level_values(level)
-        if name is None and hasattr(values, "tz"):
-            name = "time"
+        name = "time" if label is None and hasattr(values, "tz") else label
         if name is not None and name not in names:
             names.append(name)
             columns.append(values)
-    return _memory_reader(names, columns, "<pandas frame>")
+    return names, columns
 
 
 def _as_arrow(name: str, values: Any) -> pa.Array | pa.ChunkedArray:

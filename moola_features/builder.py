@@ -344,10 +344,12 @@ def _require_ours(target: Path) -> None:
     """Refuse to replace a folder that is no store, finished or damaged, whatever is asked."""
     try:
         document = json.loads((target / METADATA).read_text(encoding="utf-8"))
-        ours = document["attributes"]["format"] == FORMAT
-    except (OSError, ValueError, LookupError, TypeError):
-        # No readable mark: ours if it holds nothing but parts of a store. Empty will do.
+    except (OSError, ValueError):
+        # No mark that can be read: ours if it holds nothing but parts of a store. Empty will do.
         parts = {*bar_arrays(0), "segments", METADATA}
         ours = target.is_dir() and {entry.name for entry in target.iterdir()} <= parts
+    else:
+        attributes = document.get("attributes") if isinstance(document, dict) else None
+        ours = isinstance(attributes, dict) and attributes.get("format") == FORMAT
     if not ours:
         raise StoreError(f"{target} is no store, so it is not replaced; build into another folder")

@@ -243,13 +243,16 @@ def info(store: Path, as_json: bool) -> None:
 @_command
 @click.argument("store", type=_FOLDER)
 @click.option("--against", type=_FOLDER, help="Bar file that the store must agree with.")
+@_map_option
 @_json_option
-def verify(store: Path, against: Path | None, as_json: bool) -> None:
+def verify(
+    store: Path, against: Path | None, mapping: dict[str, str] | None, as_json: bool
+) -> None:
     """Check STORE by computing it again and by every law that it can show."""
     from moola_features.verification import verify as verify_store
 
     with progress_bar("bars") as progress:
-        report = verify_store(store, against, progress=progress)
+        report = verify_store(store, against, column_map=mapping, progress=progress)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -320,7 +323,7 @@ def export(store: Path, output: Path, symbol: str | None, as_json: bool, **optio
     """Write STORE as plain files: windows and masks (.npy), splits (.json), bars (Parquet)."""
     from moola_features.export import export_store
 
-    with progress_bar("windows") as progress:
+    with progress_bar("rows") as progress:
         report = export_store(_one_store(store, symbol), output, progress=progress, **options)
     if as_json:
         print_json(report.to_dict())

@@ -53,4 +53,5 @@ def group_name(symbol: str) -> str:
     'BTC%2FUSD'
     """
     name = quote(symbol, safe="")
-    return f"%{ord(name[0]):02X}{name[1:]}" if name[:1] in {".", "_"} else name
+    taken = name[:1] in {".", "_"} or name == METADATA
+    return f"%{ord(name[0]):02X}{name[1:]}" if taken else name

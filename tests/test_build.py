@@ -1,0 +1,452 @@
+"""Builds: the bits of computing in memory, whatever lies between, and what they refuse."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import zarr
+
+import moola_features as mf
+from moola_features import sources
+from moola_features.bar_checks import PRICES
+from moola_features.errors import BarsError, BarsNotFoundError, OutputError, StoreError
+from tests.markets import (
+    CHUNK,
+    as_bits,
+    assert_store_holds,
+    frame,
+    names_in,
+    run_python,
+    tree,
+    walk,
+    write,
+)
+from tests.strategies import MINUTE_NS, START_NS
+
+CONFIGS = {
+    "standard": mf.FeatureConfig(max_gap="2h"),
+    "everything": mf.FeatureConfig(
+        swing_rule="early", consol_proxy=True, context=True, max_gap="2h"
+    ),
+    "returns": mf.FeatureConfig(family="returns", max_gap="2h"),
+    "no segments": mf.FeatureConfig(),
+}
+# Before the seams of chunks, batches and blocks, behind them, next to each other, at both ends.
+SEAMS = (1, 2, 255, 256, 997, 65_535, 65_536, 65_537, 131_071, 131_072, 139_998, 139_999)
+MANY = 140_000  # bars: two chunk files and a part of one
+
+
+@pytest.fixture(scope="module")
+def many_bars() -> mf.Bars:
+    return walk(MANY, gaps=SEAMS)
+
+
+def batched(monkeypatch: pytest.MonkeyPatch, batch_bars: int) -> None:
+    """Let builds read so many bars at a time."""
+    whole = sources.open_source
+    monkeypatch.setattr(sources, "open_source", functools.partial(whole, batch_bars=batch_bars))
+
+
+def refused(error: type[Exception], *arguments: Any, **options: Any) -> str:
+    with pytest.raises(error) as caught:
+        mf.build(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestSameBits:
+    @pytest.mark.parametrize("batch_bars", [997, 65_536, 70_001, MANY])
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_as_in_memory(self, name, batch_bars, many_bars, tmp_path, monkeypatch):
+        config = CONFIGS[name]
+        batched(monkeypatch, batch_bars)
+        report = mf.build(many_bars, tmp_path / "x.zarr", config)
+        store = mf.open_store(tmp_path / "x.zarr")
+        assert len(store.segments) == (len(SEAMS) + 1 if config.max_gap else 1)
+        assert_store_holds(store, many_bars, config)
+        assert report.num_bars == MANY
+
+    @pytest.mark.parametrize("num_bars", [105, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK])
+    def test_chunks_that_are_just_full(self, num_bars, many_bars, tmp_path):
+        bars = many_bars[:num_bars]
+        mf.build(bars, tmp_path / "x.zarr")
+        assert_store_holds(mf.open_store(tmp_path / "x.zarr"), bars, mf.FeatureConfig())
+        num_chunks = -(-num_bars // CHUNK)
+        for name in ("features", "time", "valid", "ohlc"):
+            found = names_in(tmp_path / "x.zarr" / name / "c")
+            assert found == [str(index) for index in range(num_chunks)]
+
+    def test_one_bar_at_a_time(self, tmp_path, monkeypatch):
+        batched(monkeypatch, 1)
+        bars = walk(300, gaps=[40, 41, 170])
+        mf.build(bars, tmp_path / "x.zarr", CONFIGS["everything"])
+        assert_store_holds(mf.open_store(tmp_path / "x.zarr"), bars, CONFIGS["everything"])
+
+    def test_segments_know_nothing_of_each_other(self, many_bars, tmp_path):
+        config = CONFIGS["everything"]
+        mf.build(many_bars, tmp_path / "x.zarr", config)
+        store = mf.open_store(tmp_path / "x.zarr")
+        for start, stop in store.segments.tolist():
+            alone = mf.compute(many_bars[start:stop], config)
+            np.testing.assert_array_equal(
+                as_bits(store.features[start:stop]), as_bits(alone.values)
+            )
+            np.testing.assert_array_equal(store.valid[start:stop], alone.valid)
+
+    def test_two_builds_are_the_same_files(self, many_bars, tmp_path, monkeypatch):
+        source = write(many_bars, tmp_path / "bars.parquet")
+        mf.build(source, tmp_path / "a.zarr", CONFIGS["everything"])
+        batched(monkeypatch, 12_345)
+        mf.build(source, tmp_path / "b.zarr", CONFIGS["everything"])
+        assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr")
+
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_a_stream_goes_on_from_a_store(self, name, many_bars, tmp_path):
+        config = CONFIGS[name]
+        # 65,700 bars end between two seams; 65,536 end where a segment is about to begin.
+        for num_bars in (65_700, 65_536):
+            mf.build(many_bars[:num_bars], tmp_path / "x.zarr", config, force=True)
+            state = mf.open_store(tmp_path / "x.zarr").attributes["state"]
+            stream = mf.Stream.from_state(json.loads(json.dumps(state)))
+            assert stream.num_bars == num_bars
+            expected = mf.compute(many_bars[: num_bars + 300], config)
+            assert stream.valid == expected.valid[num_bars - 1]
+            for i in range(num_bars, num_bars + 300):
+                actual = stream.update(*(array[i] for array in many_bars.arrays))
+                np.testing.assert_array_equal(as_bits(actual), as_bits(expected.values[i]))
+                assert stream.valid == expected.valid[i]
+
+
+class TestUniverse:
+    SYMBOLS = ("BTC/USD", "ETHUSD", ".hidden", "zarr.json", "ß 1")
+
+    @pytest.fixture
+    def source(self, tmp_path) -> Path:
+        """Five symbols, their rows in one order of time."""
+        tables = [
+            frame(walk(400 + 10 * i, seed=i, gaps=[200 + i]), symbol)
+            for i, symbol in enumerate(self.SYMBOLS)
+        ]
+        pl.concat(tables).sort("time", "symbol").write_parquet(tmp_path / "many.parquet")
+        return tmp_path / "many.parquet"
+
+    def test_one_store_for_each(self, source, tmp_path, monkeypatch):
+        batched(monkeypatch, 333)
+        report = mf.build(source, tmp_path / "u.zarr", CONFIGS["everything"])
+        universe = mf.open_store(tmp_path / "u.zarr")
+        assert sorted(universe) == sorted(self.SYMBOLS)
+        assert len(universe) == len(report.instruments) == 5
+        assert [x.symbol for x in report.instruments] == list(universe)
+        for i, symbol in enumerate(self.SYMBOLS):
+            bars = walk(400 + 10 * i, seed=i, gaps=[200 + i])
+            assert_store_holds(universe[symbol], bars, CONFIGS["everything"])
+            assert universe[symbol].attributes["symbol"] == symbol
+            assert universe[symbol].path.parent == tmp_path / "u.zarr"
+        with pytest.raises(KeyError, match=r"no instrument 'XRP' in .*; there is .*ETHUSD"):
+            universe["XRP"]
+
+    def test_up_to_date_and_not(self, source, tmp_path):
+        mf.build(source, tmp_path / "u.zarr")
+        before = tree(tmp_path / "u.zarr")
+        assert mf.build(source, tmp_path / "u.zarr").up_to_date
+        assert "swing_rule = 'atr', not 'early'" in refused(
+            StoreError, source, tmp_path / "u.zarr", mf.FeatureConfig(swing_rule="early")
+        )
+        assert tree(tmp_path / "u.zarr") == before
+
+    def test_one_with_too_few_bars(self, source, tmp_path):
+        table = pl.concat([pl.read_parquet(source), frame(walk(104, seed=9), "SHORT")])
+        table.write_parquet(tmp_path / "short.parquet")
+        message = refused(BarsError, tmp_path / "short.parquet", tmp_path / "u.zarr")
+        assert message.startswith("short.parquet [SHORT]: 104 bars, fewer than one window of 105;")
+        assert names_in(tmp_path) == ["many.parquet", "short.parquet"]
+
+    def test_a_single_symbol_is_no_universe(self, tmp_path):
+        frame(walk(200), "NQ").write_parquet(tmp_path / "nq.parquet")
+        report = mf.build(tmp_path / "nq.parquet", tmp_path / "nq.zarr")
+        assert_store_holds(mf.open_store(tmp_path / "nq.zarr"), walk(200), mf.FeatureConfig())
+        assert report.instruments[0].symbol == "NQ"
+
+
+class TestUpToDate:
+    @pytest.fixture
+    def source(self, tmp_path) -> Path:
+        return write(walk(500), tmp_path / "bars.parquet")
+
+    @pytest.fixture
+    def target(self, source, tmp_path) -> Path:
+        mf.build(source, tmp_path / "x.zarr")
+        return tmp_path / "x.zarr"
+
+    def test_is_left_alone(self, source, target):
+        def identity() -> list[tuple[int, int]]:
+            return [
+                (status.st_ino, status.st_mtime_ns)
+                for status in map(os.stat, [target, *sorted(target.rglob("*"))])
+            ]
+
+        before = identity()
+        report = mf.build(source, target)
+        assert report.up_to_date
+        assert report.num_bars == 500
+        assert identity() == before
+        assert not mf.build(source, target, force=True).up_to_date
+        assert identity() != before
+
+    @pytest.mark.parametrize("force", [False, True])
+    def test_another_configuration(self, source, target, force):
+        config = mf.FeatureConfig(k=2)
+        if force:
+            mf.build(source, target, config, force=True)
+            return assert_store_holds(mf.open_store(target), walk(500), config)
+        before = tree(target)
+        message = refused(StoreError, source, target, config)
+        assert "was built with k = 1.2, not 2.0; rebuild it with --force" in message
+        assert tree(target) == before
+
+    def test_another_source(self, source, target, tmp_path):
+        other = write(walk(600, seed=8), tmp_path / "other.parquet")
+        message = refused(StoreError, other, target)
+        assert "was built from bars.parquet, not other.parquet; pass --force" in message
+        assert_store_holds(mf.open_store(target), walk(500), mf.FeatureConfig())
+        mf.build(other, target, force=True)
+        assert_store_holds(mf.open_store(target), walk(600, seed=8), mf.FeatureConfig())
+
+    def test_more_bars_of_the_same_source(self, source, target):
+        write(walk(700), source)
+        assert not mf.build(source, target).up_to_date
+        assert_store_holds(mf.open_store(target), walk(700), mf.FeatureConfig())
+
+    def test_other_columns_of_the_same_source(self, source, target, tmp_path):
+        other = walk(500, seed=5)
+        table = pl.read_parquet(source).with_columns(
+            **{f"adjusted_{name}": getattr(other, name) for name in PRICES}
+        )
+        table.write_parquet(source)
+        assert not mf.build(source, target).up_to_date
+        columns = {name: f"adjusted_{name}" for name in PRICES}
+        assert not mf.build(source, target, column_map=columns).up_to_date
+        assert_store_holds(mf.open_store(target), other, mf.FeatureConfig())
+        assert mf.build(source, target, column_map=columns).up_to_date
+
+    def test_another_way_with_bad_bars(self, source, target):
+        assert not mf.build(source, target, on_bad_bars="drop").up_to_date
+        assert mf.build(source, target, on_bad_bars="drop").up_to_date
+
+    def test_another_moola(self, source, target, monkeypatch):
+        monkeypatch.setattr(mf, "__version__", "0.0.9")
+        assert not mf.build(source, target).up_to_date
+        assert mf.open_store(target).attributes["versions"]["moola"] == "0.0.9"
+
+
+class TestReplacing:
+    @pytest.mark.parametrize("kind", ["notes", "zarr group", "stores", "parquet"])
+    @pytest.mark.parametrize("force", [False, True])
+    def test_never_what_is_no_store(self, kind, force, tmp_path):
+        target = tmp_path / "target"
+        if kind == "notes":
+            target.mkdir()
+            (target / "notes.txt").write_text("years of work")
+        elif kind == "zarr group":
+            zarr.open_group(target, mode="w").create_array("features", shape=(3,), dtype="f4")
+        elif kind == "stores":
+            target.mkdir()
+            mf.build(walk(200), target / "a.zarr")
+        else:
+            write(walk(200), target)
+        before = tree(tmp_path)
+        message = refused(StoreError, walk(200), target, force=force)
+        assert str(target) in message
+        assert tree(tmp_path) == before
+
+    @pytest.mark.parametrize("damage", ["empty", "no mark", "half a mark"])
+    def test_damaged_stores_by_force(self, damage, tmp_path):
+        target = tmp_path / "x.zarr"
+        mf.build(walk(200), target)
+        mark = target / "zarr.json"
+        if damage == "empty":
+            shutil.rmtree(target)
+            target.mkdir()
+        elif damage == "no mark":
+            mark.unlink()
+        else:
+            mark.write_bytes(mark.read_bytes()[:999])
+        before = tree(target)
+        refused(StoreError, walk(200), target)
+        assert tree(target) == before
+        mf.build(walk(200), target, force=True)
+        assert_store_holds(mf.open_store(target), walk(200), mf.FeatureConfig())
+
+    def test_one_built_meanwhile(self, tmp_path, monkeypatch):
+        target = tmp_path / "x.zarr"
+        from moola_features import builder
+
+        kernel_of = builder.kernel_of
+
+        class SlowKernel:
+            was_compiled = True
+
+            def load(self) -> None:  # what another process does while this one compiles
+                monkeypatch.setattr(builder, "kernel_of", kernel_of)
+                mf.build(walk(300), target, mf.FeatureConfig(k=2))
+
+        monkeypatch.setattr(builder, "kernel_of", lambda config: SlowKernel())
+        message = refused(StoreError, walk(200), target)
+        assert message.endswith("was built by another process meanwhile; build again")
+        assert_store_holds(mf.open_store(target), walk(300), mf.FeatureConfig(k=2))
+        assert names_in(tmp_path) == ["x.zarr"]
+
+
+class TestBarsThatWillNotDo:
+    @pytest.mark.parametrize("num_bars", [0, 1, 104])
+    @pytest.mark.parametrize("standing", [False, True])
+    def test_too_few(self, num_bars, standing, tmp_path):
+        target = tmp_path / "out" / "x.zarr"
+        target.parent.mkdir()
+        if standing:
+            mf.build(walk(200), target)
+        before = tree(target.parent)
+        table = frame(walk(200))[:num_bars]
+        message = refused(BarsError, table, target, force=True)
+        assert ("there are no bars" if num_bars == 0 else f"{num_bars} bars, fewer") in message
+        assert tree(target.parent) == before
+        assert names_in(target.parent) == (["x.zarr"] if standing else [])
+
+    def test_just_enough(self, tmp_path):
+        mf.build(walk(105), tmp_path / "x.zarr")
+        assert len(mf.open_store(tmp_path / "x.zarr")) == 105
+        mf.build(walk(60), tmp_path / "y.zarr", mf.FeatureConfig(window_length=60))
+        assert len(mf.open_store(tmp_path / "y.zarr").windows()) == 0
+
+    def bad_source(self, tmp_path: Path) -> Path:
+        table = frame(walk(70_000))
+        high = table["high"].to_numpy().copy()
+        high[66_000] = 0.25
+        high[69_000] = np.nan
+        table.with_columns(high=high).write_parquet(tmp_path / "bad.parquet")
+        return tmp_path / "bad.parquet"
+
+    def test_bad_bars_in_the_middle(self, tmp_path):
+        source = self.bad_source(tmp_path)
+        mf.build(walk(200), tmp_path / "x.zarr")
+        before = tree(tmp_path)
+        message = refused(BarsError, source, tmp_path / "x.zarr", force=True)
+        assert "row 66000 (" in message
+        assert "high is 0.25, below " in message
+        assert tree(tmp_path) == before
+
+    def test_bad_bars_dropped(self, tmp_path):
+        source = self.bad_source(tmp_path)
+        report = mf.build(source, tmp_path / "x.zarr", on_bad_bars="drop")
+        keep = np.delete(np.arange(70_000), [66_000, 69_000])
+        good = mf.Bars(*(array[keep] for array in walk(70_000).arrays))
+        store = mf.open_store(tmp_path / "x.zarr")
+        assert_store_holds(store, good, mf.FeatureConfig())
+        dropped = store.attributes["dropped"]
+        assert dropped == report.instruments[0].dropped
+        assert dropped["total"] == 2
+        assert dropped["counts"] == {
+            "high below open or close": 1, "price not a finite number": 1,
+        }  # fmt: skip
+        assert [fault["row"] for fault in dropped["examples"]] == [66_000, 69_000]
+        assert store.attributes["gaps"]["histogram"]["up to 2 min"] == 2
+
+    def test_prices_without_a_logarithm(self, tmp_path):
+        prices = np.linspace(5, -5, 200)
+        time = START_NS + np.arange(200) * MINUTE_NS
+        table = {"time": time, **dict.fromkeys(PRICES, prices)}
+        message = refused(BarsError, table, tmp_path / "x.zarr", mf.FeatureConfig(family="returns"))
+        assert message.startswith("row 100, 2020-09-13T14:06:40Z: low is -0.0251256;")
+        assert names_in(tmp_path) == []
+
+
+class TestTargets:
+    def test_no_folder_for_it(self, tmp_path):
+        message = refused(OutputError, walk(200), tmp_path / "no" / "x.zarr")
+        assert message.endswith(f"there is no folder {tmp_path / 'no'}; make it first")
+        refused(BarsNotFoundError, tmp_path / "no.parquet", tmp_path / "x.zarr")
+        assert names_in(tmp_path) == []
+
+    def test_a_link_stays_a_link(self, tmp_path):
+        (tmp_path / "disk").mkdir()
+        link = tmp_path / "x.zarr"
+        link.symlink_to(tmp_path / "disk" / "x.zarr")
+        for seed in (1, 2, 3):
+            mf.build(walk(200, seed=seed), link, force=True)
+            assert_store_holds(mf.open_store(link), walk(200, seed=seed), mf.FeatureConfig())
+            assert link.is_symlink()
+            assert names_in(tmp_path) == ["disk", "x.zarr"]
+            assert names_in(tmp_path / "disk") == ["x.zarr"]
+
+
+class TestReport:
+    def test_counts_times_and_progress(self, many_bars, tmp_path):
+        source = write(many_bars, tmp_path / "bars.parquet")
+        calls: list[tuple[int, int | None]] = []
+        report = mf.build(
+            source, tmp_path / "x.zarr", CONFIGS["standard"],
+            progress=lambda done, total: calls.append((done, total)),
+        )  # fmt: skip
+        found = report.instruments[0]
+        assert (found.num_bars, found.num_segments) == (MANY, len(SEAMS) + 1)
+        assert found.num_flat == np.count_nonzero(many_bars.high == many_bars.low)
+        assert found.num_valid == mf.compute(many_bars, CONFIGS["standard"]).valid.sum()
+        assert (found.first_time, found.last_time) == (many_bars.time[0], many_bars.time[-1])
+        assert found.num_bytes == sum(map(len, tree(tmp_path / "x.zarr").values()))
+        assert found.input["source"] == "bars.parquet"
+        steps = found.gaps["histogram"]
+        assert (steps["1 min"], steps["up to 1 day"]) == (MANY - 1 - len(SEAMS), len(SEAMS))
+        assert [gap["seconds"] for gap in found.gaps["longest"]] == [36_000.0] * 5
+        assert list(report.seconds) == ["import", "compile", "read", "compute", "write", "total"]
+        *stages, total = report.seconds.values()
+        assert total == pytest.approx(sum(stages))
+        assert json.loads(json.dumps(report.to_dict()))["num_bars"] == MANY
+        assert calls == sorted(calls)
+        assert calls[-1] == (MANY, MANY)
+
+    def test_progress_may_stop_it(self, tmp_path):
+        def stop(done: int, total: int | None) -> None:
+            raise RuntimeError("enough")
+
+        with pytest.raises(RuntimeError, match="enough"):
+            mf.build(walk(200), tmp_path / "x.zarr", progress=stop)
+        assert names_in(tmp_path) == []
+
+
+MEMORY = """
+import sys
+import numpy as np
+import moola_features as mf
+
+def peak():
+    return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM"))
+
+small, large, target = sys.argv[1:]
+mf.build(small, target, mf.FeatureConfig(context=True))
+before = peak()
+mf.build(large, target, mf.FeatureConfig(context=True), force=True)
+print(before // 1024, peak() // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_does_not_grow_with_the_input(tmp_path):
+    large = walk(2_500_000)
+    small = write(large[:300_000], tmp_path / "small.parquet")
+    before, after = map(
+        int,
+        run_python(
+            MEMORY, small, write(large, tmp_path / "large.parquet"), tmp_path / "x.zarr"
+        ).stdout.split(),
+    )
+    assert before < after + 1
+    assert after < 600  # MiB
+    assert after - before < 100  # eight times the bars; all of them would take 200 MiB
