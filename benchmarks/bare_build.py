@@ -22,11 +22,12 @@ PRICES = ("open", "high", "low", "close")
 def bare_build(source: Path, folder: Path) -> None:
     """Read Parquet with timestamp, open, high, low, close; write four files of plain values."""
     frame = pl.read_parquet(source, columns=["timestamp", *PRICES])
-    prices = [frame[name].to_numpy() for name in PRICES]
+    open_, high, low, close = prices = [frame[name].to_numpy() for name in PRICES]
     time = frame["timestamp"].dt.epoch("ns").to_numpy()
     values = np.empty((len(frame), 11), np.float32)
     valid = np.empty(len(frame), np.bool_)
-    FeaturePass(FeatureConfig()).run(*prices, np.zeros(1, np.int64), values, valid)
+    start = np.zeros(1, np.int64)
+    FeaturePass(FeatureConfig()).run(open_, high, low, close, start, values, valid)
     arrays = {"features": values, "time": time, "valid": valid, "ohlc": np.column_stack(prices)}
     for name, array in arrays.items():
         with open(folder / name, "wb", buffering=0) as file:

@@ -59,7 +59,7 @@ class Row:
 
     @property
     def lost(self) -> bool:
-        """Whether a rival does the same job better."""
+        """Whether a rival comes out ahead."""
         if self.ratio is None or not self.is_rival:
             return False
         return self.ratio < 1 if self.unit.endswith("/s") else self.ratio > 1
@@ -73,7 +73,7 @@ class Row:
         theirs: Sequence[float] | None = None,
         **rest: Any,
     ) -> Row:
-        """Make a row of figures taken turn by turn; the ratio is the median of the turns' ratios."""
+        """Make a row of figures taken turn by turn; its ratio is the median of their ratios."""
         if theirs is None:
             return cls(what=what, unit=unit, ours=statistics.median(ours), **rest)
         return cls(
@@ -93,8 +93,9 @@ class Contender:
     """Something to be timed.
 
     ``amount`` is how many bars, windows or updates one call deals with. ``goal`` is for our figure,
-    or, with one of the others, for the ratio to it. One that is no rival does less than the job: it
-    shows how fast the job could be at best.
+    or, with one of the others, for the ratio to it. One that is no rival, such as a copy of the
+    result, shows how fast the job could be at best. One that does not work in this process alone has CPU
+    time that is not seen here.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Contender:
     amount: int = 1
     goal: Goal | None = None
     is_rival: bool = True
+    in_process: bool = True
     headline: bool = False
 
 
@@ -166,15 +168,16 @@ def _rows(timed: Sequence[_Timed], unit: str, rounds: int) -> list[Row]:
         rows.append(Row.of(own.name, unit, ours, goal=own.goal, headline=own.headline))
     for other in others:
         contender = other.contender
+        cpu_ratio = None
+        if contender.in_process:
+            cpu_ratio = _ratio(
+                first.figures(first.cpu[-rounds:], unit), other.figures(other.cpu[-rounds:], unit)
+            )
         rows.append(
             Row.of(
                 own.name, unit, ours, other.figures(other.wall[-rounds:], unit),
-                beside=contender.name, goal=contender.goal, is_rival=contender.is_rival,
-                headline=contender.headline,
-                cpu_ratio=_ratio(
-                    first.figures(first.cpu[-rounds:], unit),
-                    other.figures(other.cpu[-rounds:], unit),
-                ),
+                beside=contender.name, cpu_ratio=cpu_ratio, goal=contender.goal,
+                is_rival=contender.is_rival, headline=contender.headline,
             )
         )  # fmt: skip
     return rows

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from moola_features.bar_checks import MAX_PRICE
 from moola_features.bars import Bars
 from moola_features.config import FeatureConfig
 from moola_features.errors import BarsError
@@ -163,6 +164,7 @@ def swings(bars: Bars, config: FeatureConfig | None = None) -> Swings:
     config = config or FeatureConfig()
     carried = FeaturePass(config)
     starts = segment_starts(bars.time, config.max_gap_ns, None)
+    depth = max(history_depth(config), config.atr_period)  # of a family that may need no ATR itself
     parts = []
     for start, stop in segment_bounds(starts, len(bars)).tolist():
         size = stop - start
@@ -173,7 +175,7 @@ def swings(bars: Bars, config: FeatureConfig | None = None) -> Swings:
         count = np.zeros(1, np.int64)
         kernel.load()(
             bars.high[start:stop], bars.low[start:stop], bars.close[start:stop],
-            history_depth(config), carried.parameters, carried.carried, *found, count,
+            depth, carried.parameters, carried.carried, *found, count,
         )  # fmt: skip
         is_high, index, confirmed, price = (array[: count[0]] for array in found)
         parts.append((is_high, index + start, confirmed + start, price))
@@ -203,7 +205,7 @@ def _checked_windows(ohlc: ArrayLike, config: FeatureConfig) -> NDArray[np.float
         )
     open_, high, low, close = (prices[:, :, j] for j in range(4))
     checks = (
-        (~(np.abs(prices) <= 1e150).all(axis=2), "is not finite or beyond 1e150"),
+        (~(np.abs(prices) <= MAX_PRICE).all(axis=2), "is not finite or beyond 1e150"),
         (high < np.maximum(open_, close), "has a high below its open or close"),
         (low > np.minimum(open_, close), "has a low above its open or close"),
         ((low <= 0) & (config.family == "returns"), "needs prices above 0 in family 'returns'"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moola_features.segments import steps
 from moola_features.times import time_text
 
 _MINUTE = 60 * 10**9
@@ -38,14 +39,14 @@ class GapCensus:
         """Count the steps of a batch, the step from the batch before among them."""
         if previous_time is not None:
             time = np.concatenate([[previous_time], time])
-        steps = np.diff(time)
-        bounds = np.array([bound for bound, _ in CLASSES])
-        longer = np.flatnonzero(steps > bounds[0])  # few, so that sorting them costs nothing
-        self._counts[0] += len(steps) - len(longer)
-        found = np.searchsorted(bounds, steps[longer])
+        lengths = steps(time)
+        bounds = np.array([bound for bound, _ in CLASSES], np.uint64)
+        longer = np.flatnonzero(lengths > bounds[0])  # few, so that sorting them costs nothing
+        self._counts[0] += len(lengths) - len(longer)
+        found = np.searchsorted(bounds, lengths[longer])
         self._counts += np.bincount(found, minlength=len(self._counts))
-        longest = longer[np.argsort(-steps[longer], kind="stable")[:NUM_LONGEST]]
-        candidates = [(int(steps[i]), int(time[i])) for i in longest]
+        longest = longer[np.argsort(~lengths[longer], kind="stable")[:NUM_LONGEST]]
+        candidates = [(int(lengths[i]), int(time[i])) for i in longest]
         ordered = sorted(self._longest + candidates, key=lambda gap: (-gap[0], gap[1]))
         self._longest = ordered[:NUM_LONGEST]
 

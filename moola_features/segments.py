@@ -34,10 +34,21 @@ def segment_starts(
     if max_gap_ns is None or len(time) == 0:
         return np.zeros(1 if first and len(time) else 0, np.int64)
     begins = np.empty(len(time), bool)
-    # A gap beyond int64 is impossible: both times lie within it and increase.
     begins[0] = first or int(time[0]) - int(previous_time or 0) > max_gap_ns
-    np.greater(np.diff(time), max_gap_ns, out=begins[1:])
+    np.greater(steps(time), max_gap_ns, out=begins[1:])
     return np.flatnonzero(begins)
+
+
+def steps(time: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Differences of increasing times, unsigned: one of three hundred years overflows int64.
+
+    Examples
+    --------
+    >>> steps(np.array([-(2**62), 2**62, 2**63 - 1])).tolist()
+    [9223372036854775808, 4611686018427387903]
+    """
+    unsigned: NDArray[np.uint64] = np.ascontiguousarray(time).view(np.uint64)
+    return unsigned[1:] - unsigned[:-1]
 
 
 def segment_bounds(starts: NDArray[np.int64], num_bars: int) -> NDArray[np.int64]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import operator
+from math import fabs, inf
 from numbers import Real
 from typing import Any, NoReturn, Self
 
@@ -72,9 +72,7 @@ class Stream:
         self._valid = np.zeros(1, np.bool_)
         self._shape = (1, carried.num_columns)
         self._max_gap_ns = self.config.max_gap_ns
-        # What a low must be above: 0, or just below the lowest price that bars may have.
-        positive = self.config.family == "returns"
-        self._lowest = 0.0 if positive else math.nextafter(-MAX_PRICE, -math.inf)
+        self._floor = 0.0 if self.config.family == "returns" else -inf  # of every price
         self._rest = (carried.parameters, carried.carried, carried.history)
         self._kernel = carried.kernel
 
@@ -106,8 +104,9 @@ class Stream:
             good = (
                 low <= open_ <= high
                 and low <= close <= high
-                and self._lowest < low
-                and high <= MAX_PRICE
+                and self._floor < low
+                and fabs(low) <= MAX_PRICE  # NumPy's own comparison fails for its short floats
+                and fabs(high) <= MAX_PRICE
                 and MISSING_TIME < now <= _LAST_TIME
             )
         except TypeError:
@@ -192,7 +191,7 @@ class Stream:
         if not whole or not MISSING_TIME < int(time) <= _LAST_TIME:
             raise StreamError(f"time is {time!r}; give whole nanoseconds since 1970 UTC")
         reason = "must be finite, with the high at the top and the low at the bottom"
-        if self._lowest == 0.0 and isinstance(low, Real) and low <= 0:
+        if self._floor == 0.0 and isinstance(low, Real) and low <= 0:
             reason = "needs prices above 0 for family 'returns'"
         raise StreamError(
             f"bar {time_text(int(time))}: open {open_}, high {high}, low {low}, close {close} "

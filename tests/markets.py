@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
 from numpy.typing import NDArray
 
 import moola_features as mf
 from tests.strategies import MINUTE_NS, START_NS, to_bars
 
 ROOT = Path(__file__).parents[1]
-IS_ROOT = os.geteuid() == 0
-NOBODY = 65_534
 CHUNK = 65_536  # bars in a chunk file
 
 
@@ -97,3 +96,11 @@ def run_python(script: str, *arguments: Any, **options: Any) -> subprocess.Compl
 def environment(extra: dict[str, str]) -> dict[str, str]:
     """What an interpreter of its own needs to find the package."""
     return {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+
+
+def refused(error: type[Exception], *arguments: Any, **options: Any) -> str:
+    """The one line in which a build is refused."""
+    with pytest.raises(error) as caught:
+        mf.build(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

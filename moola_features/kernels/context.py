@@ -44,7 +44,7 @@ def fill_context(work, depth, index, atr, scratch, columns):
     fill_reach(close, slow, highest, lowest, columns[BELOW_20, :size], columns[ABOVE_20, :size])
     reach(work, depth, FAST, SLOW, highest, lowest)
     fill_reach(close, slow, highest, lowest, columns[BELOW_60, :size], columns[ABOVE_60, :size])
-    fill_efficiency(work[CLOSE], depth, slow, scratch[3, :size], columns[EFFICIENCY, :size])
+    fill_efficiency(work[CLOSE], depth, scratch[3, :size], columns[EFFICIENCY, :size])
     if index == 0:
         columns[:, 0] = 0.0
 
@@ -73,7 +73,7 @@ def fill_reach(close, slow, highest, lowest, below, above):
 
 
 @inlined
-def fill_efficiency(close, depth, slow, path, out):
+def fill_efficiency(close, depth, path, out):
     """Net move over the length of the path, last 10 steps."""
     size = out.shape[0]
     path[:] = 0.0
@@ -86,5 +86,5 @@ def fill_efficiency(close, depth, slow, path, out):
     there = close[depth - STEPS : depth - STEPS + size]
     for t in range(size):
         net = (here[t] - there[t]) / (path[t] if path[t] > 0.0 else 1.0)
-        # Rounding may carry the quotient past 1. No slow volatility means no path either.
-        out[t] = clip(net, -1.0, 1.0) if path[t] > 0.0 and slow[t] > 0.0 else 0.0
+        # Rounding may carry the quotient past 1. Where A60 is 0 the path is 0 too.
+        out[t] = clip(net, -1.0, 1.0) if path[t] > 0.0 else 0.0

@@ -37,7 +37,7 @@ def returns(open_, high, low, close, starts, parameters, state, history, out, va
     work = np.empty((4, depth + size))  # open, high, low, close behind the history they need
     work[:, :depth] = history
     columns = np.empty((out.shape[1], size), dtype=np.float32)
-    scratch = np.empty((3, size))
+    scratch = np.empty((2, size))
     position = 0
     begin = 0
     while begin < num_bars:
@@ -78,7 +78,10 @@ def fill_log_return(prices, depth, out):
     here = prices[depth : depth + size]
     before = prices[depth - 1 : depth - 1 + size]
     for t in range(size):
-        out[t] = math.log(here[t] / before[t])
+        ratio = here[t] / before[t]
+        # A jump of more than 308 decades has no finite ratio, but a logarithm all the same.
+        finite = 0.0 < ratio < math.inf
+        out[t] = math.log(ratio) if finite else math.log(here[t]) - math.log(before[t])
 
 
 @inlined
@@ -104,37 +107,32 @@ def fill_zscore(prices, depth, index, scratch, out):
     """
     size = out.shape[0]
     mean = scratch[0, :size]
-    spread = scratch[1, :size]
-    variance = scratch[2, :size]
-    scratch[:, :size] = 0.0
+    variance = scratch[1, :size]
+    mean[:] = 0.0
     here = prices[depth : depth + size]
     for lag in range(ZSCORE_PERIOD - 1, 0, -1):
         # A lag counts only from the bar on whose look-back stays inside the segment.
         first = max(0, min(lag - index, size))
         lagged = prices[depth - lag + first : depth - lag + size]
-        add_differences(lagged, here[first:], mean[first:], spread[first:])
+        add_differences(lagged, here[first:], mean[first:])
     for t in range(size):
         mean[t] /= min(index + t + 1, ZSCORE_PERIOD)
-        variance[t] = mean[t] ** 2  # the price itself differs from itself by 0
+        variance[t] = mean[t] * mean[t]  # the price itself differs from itself by 0
     for lag in range(ZSCORE_PERIOD - 1, 0, -1):
         first = max(0, min(lag - index, size))
         lagged = prices[depth - lag + first : depth - lag + size]
         add_squares(lagged, here[first:], mean[first:], variance[first:])
     for t in range(size):
         deviation = math.sqrt(variance[t] / min(index + t + 1, ZSCORE_PERIOD))
-        # Equal values are told by their differences: their variance may be a rounding.
-        moves = spread[t] > 0.0 and deviation > 0.0
-        score = -mean[t] / (deviation if moves else 1.0)
-        out[t] = clip(score, -ZSCORE_CLIP, ZSCORE_CLIP) if moves else 0.0
+        score = -mean[t] / (deviation if deviation > 0.0 else 1.0)
+        out[t] = clip(score, -ZSCORE_CLIP, ZSCORE_CLIP) if deviation > 0.0 else 0.0
 
 
 @inlined
-def add_differences(lagged, here, total, spread):
-    """Add each difference to its sum, and its size to the sum that tells whether there is any."""
+def add_differences(lagged, here, total):
+    """Add each difference to its sum: exactly 0 where the prices are equal."""
     for t in range(total.shape[0]):
-        difference = lagged[t] - here[t]
-        total[t] += difference
-        spread[t] += abs(difference)
+        total[t] += lagged[t] - here[t]
 
 
 @inlined

@@ -1,0 +1,59 @@
+"""Checkpoints: tensors and plain types, written in one step, read without running anything."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moola_features.files import replaced_file
+from moola_train.errors import CheckpointError
+
+VERSION = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint; a reader finds the old one or the new one.
+
+    Parameters
+    ----------
+    path
+        The file.
+    state
+        Tensors and plain types, nested in dicts and lists.
+
+    Raises
+    ------
+    OutputError
+        A full disk, no permission.
+    """
+    with replaced_file(path) as beside:
+        torch.save({"version": VERSION, **state}, beside)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Only tensors and plain types are admitted: a file that would run code is refused unrun.
+
+    Raises
+    ------
+    CheckpointError
+        No such file, one that is cut off or hostile, or one of another version.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {path}; train first, or name another") from None
+    except (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} is no checkpoint of moola: {first[:200]}; delete it, or name another"
+        ) from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(f"{path} has version {found!r}, this moola reads {VERSION}")
+    return state

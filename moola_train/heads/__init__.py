@@ -1,0 +1,13 @@
+"""Heads: one file each, found by looking into this folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from moola_train.heads.base import HEADS, Batch, Head, HeadInput, HeadSettings, register
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["HEADS", "Batch", "Head", "HeadInput", "HeadSettings", "register"]

@@ -1,0 +1,110 @@
+"""Columns of labels as they were given, and how to refuse what stands in them."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from moola_features.bar_files import decoding, open_reader
+from moola_features.errors import BarsError, BarsNotFoundError
+from moola_train.errors import LabelsError
+from moola_train.targets import NONE, Int64
+
+Bool = NDArray[np.bool_]
+
+_REQUIRED = ("window_id", "label", "expansion_start", "expansion_end")
+_COLUMNS = (*_REQUIRED, "start_time", "features", "base_window_id")
+_BATCH_ROWS = 65_536
+
+
+class LabelTable:
+    """Columns of text, numbers or lists, and how to refuse what stands in them."""
+
+    def __init__(self, source: Any) -> None:
+        try:
+            reader = open_reader(source)
+            columns = [name for name in _COLUMNS if name in reader.names]
+            with decoding(reader.description):
+                batches = list(reader.frames(columns, _BATCH_ROWS)) if columns else []
+        except (BarsError, BarsNotFoundError) as error:
+            # The reader is that of bars; its messages speak of them.
+            text = str(error).replace("a file of bars", "a file of labels")
+            raise LabelsError(text.replace("holds bars", "holds labels")) from error
+        self.name = reader.description
+        self._names = reader.names
+        self.frame = pl.concat(batches) if batches else pl.DataFrame()
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    def has(self, column: str) -> bool:
+        """Tell whether there is such a column."""
+        return column in self.frame.columns
+
+    def require_columns(self) -> None:
+        """Refuse labels without a column or without a row."""
+        for column in _REQUIRED:
+            if not self.has(column):
+                found = ", ".join(self._names[:20])
+                raise LabelsError(f"{self.name}: no column {column!r}; the columns are {found}")
+        if not self.has("start_time") and not self.has("features"):
+            raise LabelsError(
+                f"{self.name}: neither column 'start_time' nor 'features'; give the first bar's "
+                "time, or the windows' own prices"
+            )
+        if len(self) == 0:
+            raise LabelsError(f"{self.name}: no rows; label at least one window")
+
+    def refuse(self, bad: Any, column: str, remedy: str) -> None:
+        """Refuse the first of some rows, if there are any."""
+        rows = np.flatnonzero(np.asarray(bad, bool))
+        if len(rows):
+            row = int(rows[0])
+            self.refuse_row(row, column, remedy, self._cell(row, column), len(rows) - 1)
+
+    def refuse_row(
+        self, row: int, column: str, remedy: str, value: Any, num_more: int = 0
+    ) -> NoReturn:
+        """Refuse one row, naming the value that was found."""
+        more = f" ({num_more} more such rows)" if num_more else ""
+        raise LabelsError(f"{self.name}, row {row}: {column} is {value!r}; {remedy}{more}")
+
+    def texts(self, column: str) -> list[Any]:
+        """Cells as text; None for what is missing or empty."""
+        series = self.frame[column]
+        if series.dtype.is_nested() or series.dtype.is_float():
+            self.refuse(self.known(column), column, f"its type is {series.dtype}, give text")
+            return [None] * len(self)
+        return [text or None for text in series.cast(pl.String).to_list()]
+
+    def known(self, column: str) -> Bool:
+        """Tell which cells hold something."""
+        if not self.has(column):
+            return np.zeros(len(self), bool)
+        series = self.frame[column]
+        known = series.is_not_null()
+        if series.dtype == pl.String:
+            known &= (series.str.strip_chars() != "").fill_null(False)
+        elif series.dtype.is_float():
+            known &= series.is_not_nan().fill_null(False)
+        return known.to_numpy()
+
+    def positions(self, column: str) -> tuple[Int64, Bool]:
+        """Whole numbers, -1 where the cell is empty; and where it is not."""
+        known = self.known(column)
+        series = self.frame[column]
+        if series.dtype == pl.Boolean or series.dtype.is_nested() or series.dtype.is_temporal():
+            self.refuse(known, column, f"its type is {series.dtype}, give whole numbers")
+        if series.dtype == pl.String:
+            series = series.str.strip_chars()
+        numbers = series.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
+        whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53)
+        self.refuse(known & ~whole, column, "give a whole number, or nothing")
+        return np.where(known, np.where(known, numbers, 0.0), NONE).astype(np.int64), known
+
+    def _cell(self, row: int, column: str) -> Any:
+        value = self.frame[column][row] if self.has(column) else None
+        return str(value) if hasattr(value, "isoformat") else value

@@ -1,0 +1,145 @@
+"""The folder of a run: what was asked, on what, in which environment, and what came of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moola_features.files import replaced_file, require_folder
+from moola_train.config import RunConfig
+from moola_train.errors import RunError
+
+CONFIG, ENVIRONMENT, DATA = "config.toml", "environment.json", "data.json"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+LATEST, BEST, WEIGHTS = "latest.pt", "best.pt", "weights.safetensors"
+
+
+class RunFolder:
+    """A run's files.
+
+    Parameters
+    ----------
+    path
+        Made if its parent is there.
+    writes
+        False in every process but the first of a distributed run: then nothing is written.
+    """
+
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+        self.path = Path(path)
+        self.writes = writes
+        if writes:
+            require_folder(self.path.absolute().parent, self.path)
+            self.path.mkdir(exist_ok=True)
+
+    def file(self, name: str) -> Path:
+        """Path of one of the run's files."""
+        return self.path / name
+
+    def begin(self, config: RunConfig, data: dict[str, Any], *, resume: bool) -> None:
+        """Keep the configuration and what it is run on; a run that is resumed must be the same.
+
+        Raises
+        ------
+        RunError
+            The folder holds another run, or one that was not to be resumed.
+        """
+        known = self.file(DATA)
+        if known.exists():
+            before = json.loads(known.read_text(encoding="utf-8"))
+            if not resume:
+                raise RunError(f"{self.path} holds a run; go on with --resume auto, or name another")
+            for name, value in data.items():
+                if before.get(name) != value:
+                    raise RunError(
+                        f"{self.path} was run on {name} = {before.get(name)!r}, not {value!r}; "
+                        "name another folder"
+                    )
+            saved = RunConfig.from_toml(self.file(CONFIG))
+            _require_same(saved, config, self.path)
+        self.write_text(CONFIG, config.to_toml())
+        self.write_json(ENVIRONMENT, environment())
+        self.write_json(DATA, data)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write one of the run's files in one step."""
+        if self.writes:
+            with replaced_file(self.file(name)) as beside:
+                beside.write_text(text, encoding="utf-8")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one of the run's files as JSON."""
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        if self.writes:
+            with self.file(METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Lines of metrics.jsonl; a last line that was cut off is passed over."""
+        if self.file(METRICS).exists():
+            for line in self.file(METRICS).read_text(encoding="utf-8").splitlines():
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    return
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was logged after a step: a resumed run logs it again."""
+        kept = [json.dumps(record) for record in self.records() if record["step"] <= step]
+        self.write_text(METRICS, "".join(f"{line}\n" for line in kept))
+
+
+# What may differ between a run and its resumption: how long it goes on and how it is watched.
+_MAY_CHANGE = {
+    "loop": {"epochs", "max_steps", "max_minutes", "checkpoint_steps", "log_steps", "patience"}
+}
+
+
+def _require_same(saved: RunConfig, asked: RunConfig, path: Path) -> None:
+    before, now = saved.to_dict(), asked.to_dict()
+    for section, settings in before.items():
+        for name, value in settings.items():
+            same = now[section][name] == value
+            if not same and name not in _MAY_CHANGE.get(section, set()):
+                raise RunError(
+                    f"{path} was run with {section}.{name} = {value!r}, not "
+                    f"{now[section][name]!r}; name another folder, or leave the setting as it was"
+                )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and revision that a result depends on."""
+    packages = ("moola", "torch", "numpy", "numba", "zarr", "polars", "scikit-learn", "safetensors")
+    found: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    found["threads"] = torch.get_num_threads()
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_name()
+        found["cuda"] = torch.version.cuda
+        found["cudnn"] = torch.backends.cudnn.version()
+    found["revision"] = _revision()
+    return found
+
+
+def _revision() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None  # installed without its history
+    return done.stdout.strip()

@@ -1,0 +1,401 @@
+"""Splits forward in time, purged in bars, and the checks that refuse one that leaks.
+
+Every window has a place: the bar it begins at in its store, or for windows that hold their own
+prices the row of the first window of their base. A period is a range of places, and a base belongs
+to it only with all of its windows; whoever stands too close to the next period is left out.
+
+:mod:`moola_features.splits` purges a grid of windows of one length from the front of the later
+split. Here what is left out comes from the earlier one, so that the last period is the same
+whatever the folds before it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moola_features.files import replaced_file
+from moola_features.times import time_text
+from moola_train.errors import SplitError
+from moola_train.split_checks import PARTS, SplitPart, check_part
+from moola_train.targets import Int64, LabelledWindows
+
+FORMAT = "moola-split"
+FORMAT_VERSION = 1
+METHOD = "forward-chain"
+
+_AGAIN = "make the split again with `moola-train split`"
+_NEVER = np.iinfo(np.int64).max // 2  # a place that no window reaches, with room for a gap
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """Which windows to train on, to validate on and to test on, for each fold.
+
+    Attributes
+    ----------
+    labels
+        The windows that it divides.
+    parts
+        One for each fold.
+    purge_bars, embargo_bars, warmup_bars
+        A later window starts more than the sum of them after an earlier part's last start: so
+        many bars of one window follow its first; so many more are left out; and so many before
+        the later window its features were warmed up on. All 0 without a store.
+    name, created
+        What it is called and when it was made.
+    """
+
+    labels: LabelledWindows
+    parts: tuple[SplitPart, ...]
+    purge_bars: int
+    embargo_bars: int
+    warmup_bars: int
+    name: str
+    created: str
+
+    def part(self, name: str, fold: int = 0) -> Int64:
+        """Rows of the labels in one part of a fold.
+
+        Parameters
+        ----------
+        name
+            ``"train"``, ``"val"`` or ``"test"``.
+        fold
+            0 is the earliest.
+
+        Raises
+        ------
+        SplitError
+            A part or a fold that is not there.
+        """
+        if name not in PARTS:
+            raise SplitError(f"part is {name!r}; choose one of {', '.join(PARTS)}")
+        if not 0 <= fold < len(self.parts):
+            raise SplitError(f"fold is {fold!r}; split {self.name!r} has 0 to {self.num_folds - 1}")
+        return self.parts[fold][name]
+
+    @property
+    def num_folds(self) -> int:
+        """Number of folds."""
+        return len(self.parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the split as the plain JSON types of its file."""
+        names = self.labels.window_id
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "created": self.created,
+            "method": METHOD,
+            "order": order_of(self.labels),
+            "window_length": self.labels.length,
+            "purge_bars": self.purge_bars,
+            "embargo_bars": self.embargo_bars,
+            "warmup_bars": self.warmup_bars,
+            "store": self.labels.store,
+            "labels": {"num_windows": len(self.labels), "sha256": self.labels.sha256()},
+            "parts": [
+                {key: [names[row] for row in part[key].tolist()] for key in PARTS}
+                for part in self.parts
+            ],
+        }
+
+
+def forward_chain(
+    labels: LabelledWindows,
+    *,
+    folds: int = 1,
+    val_share: float = 0.15,
+    test_share: float = 0.15,
+    purge_bars: int | None = None,
+    embargo_bars: int = 0,
+    name: str = METHOD,
+) -> Split:
+    """Divide windows by time: each fold trains on all that came before its validation part.
+
+    The last windows are every fold's test part. Before them stand the validation parts of the
+    folds, side by side, the last fold's last. Shares count windows before the purge; a base of
+    which windows fall into two periods is left out.
+
+    Parameters
+    ----------
+    labels
+        Anchored windows whose bars are known, or windows that hold their own prices: these are
+        kept in the order given and together with their base, and nothing can be purged.
+    folds
+        Number of folds, at least 1.
+    val_share, test_share
+        Of the windows: one fold's validation part, and the test part, which may be 0.
+    purge_bars
+        Bars of a window after its first, K - 1, when None; never fewer.
+    embargo_bars
+        Bars between two parts that are left out besides the purge and the warm-up.
+    name
+        What to call the split.
+
+    Returns
+    -------
+    Split
+        Checked by :func:`check_split`.
+
+    Raises
+    ------
+    SplitError
+        A parameter out of bounds, anchored windows without a store, or a part without windows.
+
+    Notes
+    -----
+    Purge and embargo as in López de Prado, Advances in Financial Machine Learning (2018), section
+    7.4, here forward in time only: no part is ever trained on what came after it.
+    """
+    _require_settings(folds, val_share, test_share)
+    gaps = _gaps(labels, purge_bars, embargo_bars)
+    first, last, unit = _bases(labels)
+    cuts = _cuts(first[unit], folds, val_share, test_share)  # [folds + 1]
+    gap = sum(gaps)
+
+    def rows_within(start: int, stop: int, purged_before: int) -> Int64:
+        inside = (first >= start) & (last < stop) & (last + gap < purged_before)
+        return np.flatnonzero(inside[unit])
+
+    test = rows_within(cuts[-1], _NEVER, 2 * _NEVER)
+    split = Split(
+        labels=labels,
+        parts=tuple(
+            SplitPart(
+                train=rows_within(0, cuts[fold], cuts[fold]),
+                val=rows_within(cuts[fold], cuts[fold + 1], cuts[-1]),
+                test=test,
+            )
+            for fold in range(folds)
+        ),
+        purge_bars=gaps[0],
+        embargo_bars=gaps[1],
+        warmup_bars=gaps[2],
+        name=name,
+        created=time_text(time.time_ns() // 10**9 * 10**9),
+    )
+    _require_filled(split, tested=test_share > 0)
+    check_split(split)
+    return split
+
+
+def check_split(split: Split) -> None:
+    """Refuse a split that leaks.
+
+    Raises
+    ------
+    SplitError
+        A window that stands twice, a base or a bar on two sides, a part that is later than the
+        one that follows it or nearer than purge, embargo and warm-up allow; naming the windows.
+    """
+    labels = split.labels
+    purge, embargo, warmup = _gaps(labels, split.purge_bars, split.embargo_bars)
+    gap = purge + embargo + max(warmup, split.warmup_bars)
+    places = place_of(labels)
+    for fold, part in enumerate(split.parts):
+        check_part(labels, places, part, gap=gap, where=f"split {split.name!r}, fold {fold}")
+
+
+def write_split(split: Split, path: str | Path) -> None:
+    """Check a split and write it as JSON, whole or not at all.
+
+    Raises
+    ------
+    SplitError
+        A split that leaks; nothing is written.
+    OutputError
+        A file that cannot be written.
+    """
+    check_split(split)
+    with replaced_file(path) as beside:
+        text = json.dumps(split.to_dict(), indent=1, allow_nan=False)
+        beside.write_text(text + "\n", encoding="utf-8")
+
+
+def read_split(path: str | Path, labels: LabelledWindows) -> Split:
+    """Read a split of these labels, and check it again.
+
+    Parameters
+    ----------
+    path
+        JSON that :func:`write_split` wrote, or as the documents describe it.
+    labels
+        The labels that it was made from, read with their store.
+
+    Raises
+    ------
+    SplitError
+        No split, one of other labels or of another store, or one that leaks.
+    """
+    document = _read_document(Path(path))
+    where = str(path)
+    _require_same(document.get("window_length"), labels.length, f"{where}: window_length")
+    row_of = {name: row for row, name in enumerate(labels.window_id)}
+    parts = document.get("parts")
+    if not isinstance(parts, list) or not parts:
+        raise SplitError(f"{where}: parts is {parts!r}; {_AGAIN}")
+    split = Split(
+        labels=labels,
+        parts=tuple(_read_part(part, row_of, f"{where}, fold {i}") for i, part in enumerate(parts)),
+        name=str(document.get("name", Path(path).stem)),
+        created=str(document.get("created", "")),
+        **{
+            key: _whole(document.get(key, 0), f"{where}: {key}")
+            for key in ("purge_bars", "embargo_bars", "warmup_bars")
+        },
+    )
+    digests = (("labels", {"sha256": labels.sha256()}), ("store", labels.store))
+    for what, known in digests:
+        kept = document.get(what)
+        if isinstance(kept, dict) and kept.get("sha256") != (known or {}).get("sha256"):
+            raise SplitError(f"{where} was made from other {what} than these; {_AGAIN}")
+    check_split(split)
+    return split
+
+
+def order_of(labels: LabelledWindows) -> str:
+    """Say what the windows are ordered by and purged in."""
+    if labels.anchored:
+        return "bars of the store"
+    return "as given, bases together; without times nothing can be purged"
+
+
+def place_of(labels: LabelledWindows) -> Int64:
+    """Return where each window stands, int64 ``[N]``: its first bar, or its base's first row.
+
+    Raises
+    ------
+    SplitError
+        Anchored windows that were read without their store.
+    """
+    if labels.anchored:
+        if labels.start_bar is None:
+            raise SplitError(
+                "the bars of anchored windows are not known, so nothing can be purged; give the "
+                "store that they stand in"
+            )
+        return labels.start_bar
+    _, first_row, unit = np.unique(labels.base_id, return_index=True, return_inverse=True)
+    places: Int64 = first_row[unit].astype(np.int64)
+    return places
+
+
+def _bases(labels: LabelledWindows) -> tuple[Int64, Int64, NDArray[np.intp]]:
+    """First and last place of each base, and the base of each window."""
+    places = place_of(labels)
+    names, unit = np.unique(labels.base_id, return_inverse=True)
+    first = np.full(len(names), _NEVER)
+    last = np.full(len(names), -1)
+    np.minimum.at(first, unit, places)
+    np.maximum.at(last, unit, places)
+    return first, last, unit
+
+
+def _cuts(places: Int64, folds: int, val_share: float, test_share: float) -> list[int]:
+    """First place of each validation period, then of the test period."""
+    ordered = np.sort(places)
+    shares = 1.0 - test_share - val_share * np.arange(folds, -1, -1)
+    counts = np.rint(shares * len(places)).astype(np.int64)
+    return [int(ordered[count]) if count < len(ordered) else _NEVER for count in counts]
+
+
+def _gaps(labels: LabelledWindows, purge_bars: int | None, embargo_bars: int) -> tuple[int, ...]:
+    """Purge, embargo and warm-up in bars; none of them means anything without a store."""
+    least = labels.length - 1
+    purge = least if purge_bars is None else _whole(purge_bars, "purge_bars")
+    embargo = _whole(embargo_bars, "embargo_bars")
+    if not labels.anchored:
+        if embargo:
+            raise SplitError(
+                f"embargo_bars is {embargo}, but windows without times cannot be purged in bars; "
+                "leave it out, or give labels with start_time"
+            )
+        return 0, 0, 0
+    if purge < least:
+        raise SplitError(
+            f"purge_bars is {purge}; windows of {labels.length} bars that start so close share "
+            f"bars, so give at least {least}"
+        )
+    return purge, embargo, labels.warmup_bars
+
+
+def _require_settings(folds: int, val_share: float, test_share: float) -> None:
+    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 1:
+        raise SplitError(f"folds is {folds!r}; it must be a whole number of at least 1")
+    for name, share, least in (("val_share", val_share, "above"), ("test_share", test_share, "at")):
+        if not 0 <= share < 1 or (share == 0 and least == "above"):
+            raise SplitError(f"{name} is {share!r}; it must be {least} 0 or more, below 1")
+    taken = folds * val_share + test_share
+    if taken >= 1:
+        raise SplitError(
+            f"{folds} x val_share {val_share:g} and test_share {test_share:g} take {taken:.0%} of "
+            "the windows and leave none to train on; make them smaller"
+        )
+
+
+def _require_filled(split: Split, *, tested: bool) -> None:
+    for fold in range(split.num_folds):
+        for name in PARTS if tested else PARTS[:2]:
+            if len(split.part(name, fold)) == 0:
+                raise SplitError(
+                    f"fold {fold} has no window left in {name}, of {len(split.labels)} in all and "
+                    f"after a purge of {split.purge_bars + split.warmup_bars} bars and an embargo "
+                    f"of {split.embargo_bars}; give more windows or fewer folds"
+                )
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SplitError(
+            f"{path} cannot be read: {error.strerror}; give the file of a split"
+        ) from error
+    except ValueError as error:
+        raise SplitError(f"{path} is not JSON: {error}; {_AGAIN}") from error
+    if not isinstance(document, dict) or document.get("method") != METHOD:
+        found = document.get("method") if isinstance(document, dict) else document
+        raise SplitError(f"{path}: method is {found!r}, not {METHOD!r}; {_AGAIN}")
+    version = document.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise SplitError(
+            f"{path} has format version {version!r}, this moola reads up to {FORMAT_VERSION}; "
+            "upgrade moola, or make the split again with this one"
+        )
+    return document
+
+
+def _read_part(part: Any, row_of: dict[str, int], where: str) -> SplitPart:
+    rows = {}
+    for name in PARTS:
+        names = part.get(name) if isinstance(part, dict) else None
+        if not isinstance(names, list):
+            raise SplitError(f"{where}: {name} is {names!r}, not a list of window ids; {_AGAIN}")
+        for window in names:
+            if not isinstance(window, str) or window not in row_of:
+                raise SplitError(
+                    f"{where}: {name} names window {window!r}, which the labels do not have; "
+                    f"give the labels that it was made from, or {_AGAIN}"
+                )
+        rows[name] = np.array([row_of[window] for window in names], np.int64)
+    return SplitPart(**rows)
+
+
+def _require_same(found: Any, wanted: int, what: str) -> None:
+    if found is not None and found != wanted:
+        raise SplitError(f"{what} is {found!r}, but the labels have {wanted}; {_AGAIN}")
+
+
+def _whole(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise SplitError(f"{what} is {value!r}; it must be a whole number of at least 0")
+    return int(value)
