@@ -94,8 +94,8 @@ class Contender:
 
     ``amount`` is how many bars, windows or updates one call deals with. ``goal`` is for our figure,
     or, with one of the others, for the ratio to it. One that is no rival, such as a copy of the
-    result, shows how fast the job could be at best. One that does not work in this process alone has CPU
-    time that is not seen here.
+    result, shows how fast the job could be at best. One that does not work in this process alone
+    has CPU time that is not seen here.
     """
 
     name: str

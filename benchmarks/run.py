@@ -31,7 +31,10 @@ def main() -> int:
         ROOT / "docs" / "performance.md": report.full_report,
     }
     for path in targets:
-        report.surroundings(path)  # before minutes of measuring
+        try:
+            report.surroundings(path)  # before minutes of measuring
+        except (OSError, ValueError) as error:
+            sys.exit(str(error))
     results = measure() if arguments.results is None else _read(arguments.results)
     for path, made in targets.items():
         report.replace_block(path, made(results))

@@ -8,7 +8,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,12 +197,15 @@ class _Instruments:
         self._multiple = len(symbols) > 1
         self._only_symbol = symbols[0] if len(symbols) == 1 else None
         self._under_way: dict[str | None, _Instrument] = {}
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="moola-disk")
+        # Started with nothing to do: a thread that is interrupted as it starts is never waited for.
+        self._disk.submit(bool)
 
     def add(self, symbol: str | None, bars: Bars, clock: _Clock) -> None:
         if symbol not in self._under_way:
             folder = self._folder / group_name(symbol) if symbol is not None else self._folder
             name = self._only_symbol if symbol is None else symbol
-            self._under_way[symbol] = _Instrument(folder, name, self._config)
+            self._under_way[symbol] = _Instrument(folder, name, self._config, self._disk)
         self._under_way[symbol].add(bars, clock)
 
     def finish(self, source: dict[str, Any], dropped: dict[str | None, dict[str, Any]]) -> None:
@@ -216,18 +219,19 @@ class _Instruments:
             )
 
     def close(self) -> None:
-        for instrument in self._under_way.values():
-            instrument.writer.close()
+        self._disk.shutdown(wait=True, cancel_futures=True)
 
 
 class _Instrument:
     """One store under way: the carried pass, the writer, and what was counted on the way."""
 
-    def __init__(self, folder: Path, symbol: str | None, config: FeatureConfig) -> None:
+    def __init__(
+        self, folder: Path, symbol: str | None, config: FeatureConfig, disk: Executor
+    ) -> None:
         self.symbol = symbol
         self.config = config
         self.carried = FeaturePass(config)
-        self.writer = StoreWriter(folder, self.carried.num_columns)
+        self.writer = StoreWriter(folder, self.carried.num_columns, disk)
         self.starts: list[NDArray[np.int64]] = []
         self.gaps = GapCensus()
         self.num_valid = 0

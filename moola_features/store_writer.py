@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,17 @@ class StoreWriter:
         Where the group goes; made if it is missing.
     num_columns
         Number of features.
+    disk
+        Where full chunks are written, in order.
     """
 
-    def __init__(self, folder: Path, num_columns: int) -> None:
+    def __init__(self, folder: Path, num_columns: int, disk: Executor) -> None:
         self.num_bars = 0
         self._folder = folder
         self._arrays = bar_arrays(num_columns)
         self._chunks = [self._empty_chunk() for _ in range(NUM_BUFFERS)]
         self._pending: list[Future[None] | None] = [None] * NUM_BUFFERS
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="moola-disk")
+        self._disk = disk
 
     def room(self, limit: int) -> Rows:
         """Return views of the next free rows, at most ``limit``: fill them, then ``advance``."""
@@ -87,7 +89,6 @@ class StoreWriter:
             for array in vars(last[filled:]).values():
                 array[...] = 0
             self._write(last, index)
-        self.close()
         for slot in range(NUM_BUFFERS):
             self._await(slot)
         shapes = {name: (self.num_bars, *array.row) for name, array in self._arrays.items()}
@@ -96,10 +97,6 @@ class StoreWriter:
         _write_values(chunk_path(self._folder, "segments", 0, SEGMENTS), segments)
         _write_metadata(self._folder, "segments", SEGMENTS, segments.shape, segments.shape)
         write_group(self._folder, {**attributes, "num_bars": self.num_bars})
-
-    def close(self) -> None:
-        """Wait for the disk and let its thread go."""
-        self._disk.shutdown(wait=True)
 
     def _empty_chunk(self) -> Rows:
         return Rows(**{
@@ -158,9 +155,12 @@ def _write_metadata(
     import zarr
     from zarr.codecs import BytesCodec
 
+    # In memory: zarr writes from threads of its own, which an interrupt does not stop.
+    documents: dict[str, Any] = {}
     zarr.create_array(
-        str(folder), name=name, shape=shape, chunks=chunks, dtype=array.dtype,
+        documents, shape=shape, chunks=chunks, dtype=array.dtype,
         filters=None, compressors=None, serializer=BytesCodec(endian="little"),
         fill_value=False if array.dtype == "bool" else 0,
         zarr_format=3, dimension_names=array.dimensions,
     )  # fmt: skip
+    (folder / name / METADATA).write_bytes(documents[METADATA].to_bytes())

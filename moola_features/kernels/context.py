@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moola_features.kernels.compiled import inlined
-from moola_features.kernels.layout import clip
+from moola_features.kernels.layout import clip, copy
 from moola_features.kernels.volatility import CLOSE, HIGH, LOW, TRUE_RANGE, average
 
 SLOW, FAST, BOX = 60, 20, 15  # bars
@@ -33,8 +33,8 @@ def fill_context(work, depth, index, atr, scratch, columns):
         volatility[t] = clip(atr[t] / divisor, 0.0, CLIP) if slow[t] > 0.0 else 0.0
 
     # Highest and lowest grow from the 15 bars of the box over 20 to 60, each lag visited once.
-    highest[:] = work[HIGH, depth : depth + size]
-    lowest[:] = work[LOW, depth : depth + size]
+    copy(work[HIGH, depth : depth + size], highest)
+    copy(work[LOW, depth : depth + size], lowest)
     reach(work, depth, 1, BOX, highest, lowest)
     box = columns[BOX_HEIGHT]
     for t in range(size):

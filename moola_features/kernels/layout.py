@@ -76,6 +76,13 @@ def clip(value, low, high):
 
 
 @inlined
+def copy(source, out):
+    """Copy a 1-D array: as a loop, since an assignment compiles its error messages too."""
+    for t in range(out.shape[0]):
+        out[t] = source[t]
+
+
+@inlined
 def transpose(columns, out):
     """Turn [F, block] into the rows of the feature matrix."""
     for t in range(out.shape[0]):

@@ -13,6 +13,7 @@ from moola_features.kernels.layout import (
     PARAMETERS_TYPE,
     STATE_TYPE,
     clip,
+    copy,
     restart,
     transpose,
 )
@@ -40,7 +41,8 @@ def relativity(open_, high, low, close, starts, parameters, state, history, out,
     depth = history.shape[1]
     size = min(num_bars, BLOCK)
     work = np.empty((4, depth + size))
-    work[:, :depth] = history
+    for row in range(4):
+        copy(history[row], work[row, :depth])
     rows = np.empty((2 + recurrences.NUM_ROWS, size))
     columns = np.empty((out.shape[1], size), dtype=np.float32)
     slow = np.empty((4, size if p.context else 0))
@@ -61,7 +63,8 @@ def relativity(open_, high, low, close, starts, parameters, state, history, out,
         )  # fmt: skip
         transpose(columns, out[piece])
         begin = end
-    history[:, :] = work[:, :depth]
+    for row in range(4):
+        copy(work[row, :depth], history[row])
 
 
 @inlined
@@ -74,7 +77,8 @@ def fill_block(p, s, work, depth, open_, high, low, close, rows, columns, slow, 
     swings = rows[2:]
     volatility.take_block(work, depth, high, low, close, s.index == 0)
     volatility.average(work[volatility.TRUE_RANGE], depth, p.atr_period, s.index, atr)
-    ranges[:] = high - low
+    for t in range(size):
+        ranges[t] = high[t] - low[t]
     recurrences.advance(p, s, high, low, close, atr, swings)
     fill_candles(p, open_, high, low, close, ranges, swings, columns)
     index = float(s.index)

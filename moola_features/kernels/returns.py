@@ -13,6 +13,7 @@ from moola_features.kernels.layout import (
     PARAMETERS_TYPE,
     STATE_TYPE,
     clip,
+    copy,
     restart,
     transpose,
 )
@@ -35,7 +36,8 @@ def returns(open_, high, low, close, starts, parameters, state, history, out, va
     depth = history.shape[1]
     size = min(num_bars, BLOCK)
     work = np.empty((4, depth + size))  # open, high, low, close behind the history they need
-    work[:, :depth] = history
+    for row in range(4):
+        copy(history[row], work[row, :depth])
     columns = np.empty((out.shape[1], size), dtype=np.float32)
     scratch = np.empty((2, size))
     position = 0
@@ -48,10 +50,10 @@ def returns(open_, high, low, close, starts, parameters, state, history, out, va
         if position < starts.shape[0] and starts[position] < end:
             end = starts[position]
         count = end - begin
-        work[0, depth : depth + count] = open_[begin:end]
-        work[1, depth : depth + count] = high[begin:end]
-        work[2, depth : depth + count] = low[begin:end]
-        work[3, depth : depth + count] = close[begin:end]
+        copy(open_[begin:end], work[0, depth : depth + count])
+        copy(high[begin:end], work[1, depth : depth + count])
+        copy(low[begin:end], work[2, depth : depth + count])
+        copy(close[begin:end], work[3, depth : depth + count])
         if s.index == 0:
             # A first bar that stands in for the missing ones: its return is ln(1) = 0.
             for row in range(4):
@@ -68,7 +70,8 @@ def returns(open_, high, low, close, starts, parameters, state, history, out, va
             for j in range(depth):
                 work[row, j] = work[row, j + count]
         begin = end
-    history[:, :] = work[:, :depth]
+    for row in range(4):
+        copy(work[row, :depth], history[row])
 
 
 @inlined

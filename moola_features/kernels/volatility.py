@@ -7,6 +7,7 @@ Every pass walks plain 1-D slices of it with one index: only then does the compi
 from __future__ import annotations
 
 from moola_features.kernels.compiled import inlined
+from moola_features.kernels.layout import copy
 
 TRUE_RANGE, HIGH, LOW, CLOSE = range(4)  # rows of the working set
 
@@ -28,9 +29,9 @@ def start_history(work, depth, high, low, close):
 def take_block(work, depth, high, low, close, first):
     """Copy a block of bars behind the history and derive its true ranges."""
     size = close.shape[0]
-    work[HIGH, depth : depth + size] = high
-    work[LOW, depth : depth + size] = low
-    work[CLOSE, depth : depth + size] = close
+    copy(high, work[HIGH, depth : depth + size])
+    copy(low, work[LOW, depth : depth + size])
+    copy(close, work[CLOSE, depth : depth + size])
     before = work[CLOSE, depth - 1 : depth + size - 1]
     out = work[TRUE_RANGE, depth : depth + size]
     for t in range(size):
