@@ -6,9 +6,7 @@ import time
 
 _BEGAN = time.perf_counter()  # what follows is the start-up that `build` reports as import
 
-import signal  # noqa: E402 - the clock comes first
-import sys  # noqa: E402
-import traceback  # noqa: E402
+import sys  # noqa: E402 - the clock comes first
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
@@ -16,8 +14,9 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 import click  # noqa: E402
 
 from moola_features import __version__, spec  # noqa: E402
+from moola_features.command import CONTEXT, command_of, json_option, run  # noqa: E402
 from moola_features.config import PROFILES, FeatureConfig  # noqa: E402
-from moola_features.errors import ConfigError, MoolaError  # noqa: E402
+from moola_features.errors import ConfigError  # noqa: E402
 from moola_features.terminal import (  # noqa: E402
     count,
     print_fields,
@@ -33,26 +32,16 @@ if TYPE_CHECKING:
     from moola_features.builder import BuildReport
     from moola_features.summary import Summary
 
-_VERY_VERBOSE = 2
 _FOLDER = click.Path(path_type=Path)
-_STATE = {"verbosity": 0}
 
 
-def _remember_verbosity(_context: click.Context, _option: click.Parameter, value: int) -> None:
-    _STATE["verbosity"] = max(_STATE["verbosity"], value)
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="moola-features")
+def cli() -> None:
+    """Scale-free features of one-minute bars: build a store, check it, look at it."""
 
 
-def _command(function: Callable[..., None]) -> click.Command:
-    """Make a command that takes -v wherever it is written."""
-    verbose = click.option(
-        "-v", "--verbose", count=True, expose_value=False, callback=_remember_verbosity,
-        help="Say more; -vv shows the traceback of an error.",
-    )  # fmt: skip
-    return cli.command()(verbose(function))
-
-
-def _json_option(function: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+_command = command_of(cli)
 
 
 def _map_option(function: Callable[..., None]) -> Callable[..., None]:
@@ -99,12 +88,6 @@ def _config_of(values: dict[str, Any]) -> FeatureConfig:
     return FeatureConfig.profile(values["profile"] or "standard", **overrides)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="moola-features")
-def cli() -> None:
-    """Scale-free features of one-minute bars: build a store, check it, look at it."""
-
-
 @_command
 @click.argument("bars", type=_FOLDER)
 @click.option("-o", "--output", "store", type=_FOLDER, required=True, help="Folder of the store.")
@@ -115,7 +98,7 @@ def cli() -> None:
     help="Stop at a bad bar, or leave it out and say so.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a store of another input or configuration.")
-@_json_option
+@json_option
 def build(
     bars: Path,
     store: Path,
@@ -205,7 +188,7 @@ def _print_universe(summaries: tuple[Summary, ...]) -> None:
 
 @_command
 @click.argument("store", type=_FOLDER)
-@_json_option
+@json_option
 def info(store: Path, as_json: bool) -> None:
     """Say what is in STORE."""
     from moola_features.summary import summarise
@@ -244,7 +227,7 @@ def info(store: Path, as_json: bool) -> None:
 @click.argument("store", type=_FOLDER)
 @click.option("--against", type=_FOLDER, help="Bar file that the store must agree with.")
 @_map_option
-@_json_option
+@json_option
 def verify(
     store: Path, against: Path | None, mapping: dict[str, str] | None, as_json: bool
 ) -> None:
@@ -286,7 +269,7 @@ def _print_verification(report: Any) -> None:
 @click.option("--bars", type=click.IntRange(20, 20_000), default=400, show_default=True)
 @click.option("--column", "columns", multiple=True, help="Column to draw; may be repeated.")
 @click.option("--symbol", help="Instrument, in a store of several.")
-@_json_option
+@json_option
 def show(
     store: Path,
     output: Path,
@@ -318,7 +301,7 @@ def show(
 @click.option("--bars/--no-bars", default=True, help="Write one row a bar as Parquet.")
 @click.option("--symbol", help="Instrument, in a store of several.")
 @click.option("--force", is_flag=True, help="Replace an earlier export.")
-@_json_option
+@json_option
 def export(store: Path, output: Path, symbol: str | None, as_json: bool, **options: Any) -> None:
     """Write STORE as plain files: windows and masks (.npy), splits (.json), bars (Parquet)."""
     from moola_features.export import export_store
@@ -337,7 +320,7 @@ def export(store: Path, output: Path, symbol: str | None, as_json: bool, **optio
 @click.option("--bars", "num_bars", type=int, default=1_800_000, show_default=True)
 @click.option("--labels", "labels_path", type=_FOLDER, help="Where to write the planted windows.")
 @click.option("--seed", type=int, default=17, show_default=True)
-@_json_option
+@json_option
 def synth(output: Path, num_bars: int, labels_path: Path | None, seed: int, as_json: bool) -> None:
     """Make a synthetic market with planted expansions whose truth is known."""
     from moola_features.synth import write_market
@@ -362,7 +345,7 @@ def synth(output: Path, num_bars: int, labels_path: Path | None, seed: int, as_j
 @click.option("--store", type=_FOLDER, help="Go on from the last bar of a store.")
 @click.option("--symbol", help="Instrument, in a store of several.")
 @_config_options
-@_json_option
+@json_option
 def stream(
     state: Path | None, store: Path | None, symbol: str | None, as_json: bool, **settings: Any
 ) -> None:
@@ -403,29 +386,7 @@ def _one_store(path: Path, symbol: str | None) -> Any:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and a right exit code."""
-    # A terminated build tidies up like an interrupted one.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        code = cli.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; what was there before is untouched", err=True)
-        code = 1
-    except MoolaError as error:
-        click.echo(f"moola-features: {error}", err=True)
-        if _STATE["verbosity"] >= _VERY_VERBOSE:
-            traceback.print_exc()
-        code = 2 if isinstance(error, ConfigError) else 1
-    except BrokenPipeError:
-        code = 1
-    except OSError as error:
-        click.echo(f"moola-features: {error}", err=True)
-        if _STATE["verbosity"] >= _VERY_VERBOSE:
-            traceback.print_exc()
-        code = 1
-    sys.exit(code)
+    run(cli, "moola-features", "interrupted; what was there before is untouched")
 
 
 if __name__ == "__main__":

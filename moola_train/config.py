@@ -135,7 +135,6 @@ class LoopConfig:
     device: str = "auto"
     precision: str = "fp32"
     deterministic: bool = False
-    cuda_graph: bool = False
     watch: str = "loss"
     patience: int | None = None
     checkpoint_steps: int = 200
@@ -182,8 +181,6 @@ class RunConfig:
                 "loss.pcgrad = true with loss.balance = 'kendall': PCGrad needs one gradient a "
                 "term, weights that are learned from their sum have none; choose running-mean"
             )
-        if self.loop.cuda_graph and self.loss.pcgrad:
-            raise ConfigError("loop.cuda_graph and loss.pcgrad exclude each other; choose one")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

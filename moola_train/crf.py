@@ -43,10 +43,10 @@ def log_partition(emissions: Tensor, transitions: Tensor, start: Tensor, end: Te
     """
     products = transitions + emissions[:, 1:, None, :]  # [B, T - 1, S, S]
     while products.shape[1] > 1:
-        num_pairs = products.shape[1] // 2
-        left, right = products[:, : 2 * num_pairs].unflatten(1, (num_pairs, 2)).unbind(2)
+        paired = products.shape[1] // 2 * 2
+        left, right = products[:, 0:paired:2], products[:, 1:paired:2]
         joined = torch.logsumexp(left.unsqueeze(4) + right.unsqueeze(2), dim=3)
-        products = torch.cat([joined, products[:, 2 * num_pairs :]], dim=1)
+        products = torch.cat([joined, products[:, paired:]], dim=1)
     first = start + emissions[:, 0]  # [B, S]
     if products.shape[1] == 1:
         first = torch.logsumexp(first.unsqueeze(2) + products[:, 0], dim=1)
@@ -135,8 +135,9 @@ def single_span(
 
 
 class SpanCrf(nn.Module):
-    """The chain of the tags outside and inside: transitions 2 x 2, start 2, end 2, all zero at
-    first, which makes the bars independent.
+    """The chain of the tags outside and inside.
+
+    Its parameters, transitions 2 x 2, start 2 and end 2, are zero at first: independent bars.
     """
 
     def __init__(self) -> None:

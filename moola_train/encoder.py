@@ -165,7 +165,7 @@ class Encoder(nn.Module):
             Another number of features, or longer windows than the position column knows.
         """
         self._check(features)
-        inputs = self.input_dropout(features.to(self.lstm.weight_ih_l0.dtype))
+        inputs = self.input_dropout(features.to(self.lstm.all_weights[0][0].dtype))
         if self.positions is not None:
             length, num_windows = inputs.shape[:2]
             column = self.positions[:length, None, None].expand(length, num_windows, 1)

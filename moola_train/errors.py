@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from moola_features.errors import MoolaError
+from moola_features import errors
 
 
-class TrainError(MoolaError, ValueError):
+class TrainError(errors.MoolaError, ValueError):
     """Base of the training layer's errors."""
 
 
-class ConfigError(TrainError):
+class ConfigError(TrainError, errors.ConfigError):
     """A setting that is out of bounds, unknown or contradicts another."""
 
 

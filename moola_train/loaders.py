@@ -229,15 +229,11 @@ class WindowLoader:
 
     def _through_ring(self, batches: Iterator[NDArray[np.int64]]) -> Generator[Batch]:
         assert self._copies is not None
-        windows = self._windows
-        num_features = windows.features.shape[1]
-        rows = {
-            "features": ((windows.length, num_features), torch.float32),
-            **{
-                name: (array.shape[1:], torch_dtype(array)) for name, array in self._targets.items()
-            },
-            "index": ((), torch.int64),
-        }
+        window = (self._windows.length, self._windows.features.shape[1])
+        rows: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"features": (window, torch.float32)}
+        for name, target in self._targets.items():
+            rows[name] = (target.shape[1:], torch_dtype(target))
+        rows["index"] = ((), torch.int64)
         size = self.order.batch_size
         slots = [Slot.of(self._copies, rows, size) for _ in range(self._num_slots)]
         ring = Ring(slots, self._fill, batches, self._copies, self._device_calls)

@@ -300,9 +300,10 @@ def _cumulative_shares(weights: ArrayLike, num_items: int) -> NDArray[np.float64
     if bad.any():
         worst = int(np.argmax(bad))
         raise LoaderError(f"weights[{worst}] is {values[worst]}; give finite ones of at least 0")
-    sums: NDArray[np.float64] = np.cumsum(values)
-    if not 0 < sums[-1] < np.inf:
-        raise LoaderError(f"weights sum to {sums[-1]}; nothing can be drawn, scale them")
+    largest = values.max()
+    if largest == 0:
+        raise LoaderError("weights are all 0, so nothing could be drawn; give one above 0")
+    sums: NDArray[np.float64] = np.cumsum(values / largest)
     sums /= sums[-1]
     return sums
 

@@ -93,15 +93,16 @@ class RecurrentDropout(nn.Module):
 
         cuDNN wants all matrices first, then all biases; PyTorch's list has them by direction.
         """
-        matrices, biases = [], []
-        for direction, suffix in enumerate(("", "_reverse")):
-            names = [f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "weight_hh")]
-            from_input, from_hidden = (getattr(lstm, name) for name in names)
+        matrices: list[Tensor] = []
+        biases: list[Tensor] = []
+        for direction in range(2):
+            weights = lstm.all_weights[2 * layer + direction]
+            from_input, from_hidden = weights[:2]
             switches = self.switches[direction].to(from_input.dtype)
             matrices += [torch.cat([from_input, switches], dim=1), from_hidden / (1 - self.chance)]
-            biases += [getattr(lstm, f"{kind}_l{layer}{suffix}") for kind in ("bias_ih", "bias_hh")]
+            biases += weights[2:]
         tensors = matrices + biases
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        pieces = flat.split([tensor.numel() for tensor in tensors])
+        pieces = flat.split_with_sizes([tensor.numel() for tensor in tensors])
         views = [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
         return [views[index] for index in (0, 1, 4, 5, 2, 3, 6, 7)]

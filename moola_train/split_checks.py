@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from moola_train.targets import Int64, LabelledWindows
 
 PARTS = ("train", "val", "test")
 
-_AGAIN = "make the split again with `moola-train split`"
+AGAIN = "make the split again with `moola-train split`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,61 @@ class SplitPart:
     def __getitem__(self, name: str) -> Int64:
         rows: Int64 = getattr(self, name)
         return rows
+
+
+def place_of(labels: LabelledWindows) -> Int64:
+    """Return where each window stands, int64 ``[N]``: its first bar, or its base's first row.
+
+    Raises
+    ------
+    SplitError
+        Anchored windows that were read without their store.
+    """
+    if labels.anchored:
+        if labels.start_bar is None:
+            raise SplitError(
+                "the bars of anchored windows are not known, so nothing can be purged; give the "
+                "store that they stand in"
+            )
+        return labels.start_bar
+    _, first_row, unit = np.unique(labels.base_id, return_index=True, return_inverse=True)
+    places: Int64 = first_row[unit].astype(np.int64)
+    return places
+
+
+def gaps_of(
+    labels: LabelledWindows, purge_bars: int | None, embargo_bars: int
+) -> tuple[int, int, int]:
+    """Return purge, embargo and warm-up in bars; without a store all are 0.
+
+    Raises
+    ------
+    SplitError
+        A number out of bounds, or an embargo where nothing says how far apart windows are.
+    """
+    least = labels.length - 1
+    purge = least if purge_bars is None else whole(purge_bars, "purge_bars")
+    embargo = whole(embargo_bars, "embargo_bars")
+    if not labels.anchored:
+        if embargo:
+            raise SplitError(
+                f"embargo_bars is {embargo}, but windows without times cannot be purged in bars; "
+                "leave it out, or give labels with start_time"
+            )
+        return 0, 0, 0
+    if purge < least:
+        raise SplitError(
+            f"purge_bars is {purge}; windows of {labels.length} bars that start so close share "
+            f"bars, so give at least {least}"
+        )
+    return purge, embargo, labels.warmup_bars
+
+
+def whole(value: Any, what: str) -> int:
+    """Read a whole number of at least 0, or refuse what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise SplitError(f"{what} is {value!r}; it must be a whole number of at least 0")
+    return int(value)
 
 
 def check_part(
@@ -72,7 +128,7 @@ def _require_once(labels: LabelledWindows, part: SplitPart, where: str) -> None:
             if row in seen:
                 raise SplitError(
                     f"{where}: window {labels.window_id[row]!r} stands twice, in {seen[row]} and "
-                    f"in {name}; {_AGAIN}"
+                    f"in {name}; {AGAIN}"
                 )
             seen[row] = name
 
@@ -105,11 +161,11 @@ class _Sides:
         if self._labels.anchored:
             self._require_no_shared_bar(places, before, after)
         if distance < 0:
-            self._refuse(latest, earliest, f"stand in reversed time; {_AGAIN}")
+            self._refuse(latest, earliest, f"stand in reversed time; {AGAIN}")
         self._refuse(
             latest, earliest,
             f"start {distance} bars apart; purge, embargo and warm-up ask for more than {gap}, "
-            f"so {_AGAIN}",
+            f"so {AGAIN}",
         )  # fmt: skip
 
     def _require_no_shared_bar(self, places: Int64, before: Int64, after: Int64) -> None:
@@ -119,7 +175,7 @@ class _Sides:
             index = np.clip(neighbour, 0, len(before) - 1)
             near = np.abs(places[after] - places[before[index]]) < self._labels.length
             for found in np.flatnonzero(near)[:1].tolist():
-                what = f"share bars; {_AGAIN}"
+                what = f"share bars; {AGAIN}"
                 self._refuse(int(before[index[found]]), int(after[found]), what)
 
     def _refuse(self, first: int, second: int, what: str) -> None:

@@ -23,14 +23,21 @@ from numpy.typing import NDArray
 from moola_features.files import replaced_file
 from moola_features.times import time_text
 from moola_train.errors import SplitError
-from moola_train.split_checks import PARTS, SplitPart, check_part
+from moola_train.split_checks import (
+    AGAIN,
+    PARTS,
+    SplitPart,
+    check_part,
+    gaps_of,
+    place_of,
+    whole,
+)
 from moola_train.targets import Int64, LabelledWindows
 
 FORMAT = "moola-split"
 FORMAT_VERSION = 1
 METHOD = "forward-chain"
 
-_AGAIN = "make the split again with `moola-train split`"
 _NEVER = np.iinfo(np.int64).max // 2  # a place that no window reaches, with room for a gap
 
 
@@ -85,6 +92,11 @@ class Split:
     def num_folds(self) -> int:
         """Number of folds."""
         return len(self.parts)
+
+    def counts(self) -> list[dict[str, int]]:
+        """Count windows by part of each fold, and those that stand in none, ``left_out``."""
+        sizes = [{name: len(part[name]) for name in PARTS} for part in self.parts]
+        return [{**size, "left_out": len(self.labels) - sum(size.values())} for size in sizes]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the split as the plain JSON types of its file."""
@@ -157,7 +169,7 @@ def forward_chain(
     7.4, here forward in time only: no part is ever trained on what came after it.
     """
     _require_settings(folds, val_share, test_share)
-    gaps = _gaps(labels, purge_bars, embargo_bars)
+    gaps = gaps_of(labels, purge_bars, embargo_bars)
     first, last, unit = _bases(labels)
     cuts = _cuts(first[unit], folds, val_share, test_share)  # [folds + 1]
     gap = sum(gaps)
@@ -198,7 +210,7 @@ def check_split(split: Split) -> None:
         one that follows it or nearer than purge, embargo and warm-up allow; naming the windows.
     """
     labels = split.labels
-    purge, embargo, warmup = _gaps(labels, split.purge_bars, split.embargo_bars)
+    purge, embargo, warmup = gaps_of(labels, split.purge_bars, split.embargo_bars)
     gap = purge + embargo + max(warmup, split.warmup_bars)
     places = place_of(labels)
     for fold, part in enumerate(split.parts):
@@ -242,14 +254,14 @@ def read_split(path: str | Path, labels: LabelledWindows) -> Split:
     row_of = {name: row for row, name in enumerate(labels.window_id)}
     parts = document.get("parts")
     if not isinstance(parts, list) or not parts:
-        raise SplitError(f"{where}: parts is {parts!r}; {_AGAIN}")
+        raise SplitError(f"{where}: parts is {parts!r}; {AGAIN}")
     split = Split(
         labels=labels,
         parts=tuple(_read_part(part, row_of, f"{where}, fold {i}") for i, part in enumerate(parts)),
         name=str(document.get("name", Path(path).stem)),
         created=str(document.get("created", "")),
         **{
-            key: _whole(document.get(key, 0), f"{where}: {key}")
+            key: whole(document.get(key, 0), f"{where}: {key}")
             for key in ("purge_bars", "embargo_bars", "warmup_bars")
         },
     )
@@ -257,7 +269,7 @@ def read_split(path: str | Path, labels: LabelledWindows) -> Split:
     for what, known in digests:
         kept = document.get(what)
         if isinstance(kept, dict) and kept.get("sha256") != (known or {}).get("sha256"):
-            raise SplitError(f"{where} was made from other {what} than these; {_AGAIN}")
+            raise SplitError(f"{where} was made from other {what} than these; {AGAIN}")
     check_split(split)
     return split
 
@@ -267,26 +279,6 @@ def order_of(labels: LabelledWindows) -> str:
     if labels.anchored:
         return "bars of the store"
     return "as given, bases together; without times nothing can be purged"
-
-
-def place_of(labels: LabelledWindows) -> Int64:
-    """Return where each window stands, int64 ``[N]``: its first bar, or its base's first row.
-
-    Raises
-    ------
-    SplitError
-        Anchored windows that were read without their store.
-    """
-    if labels.anchored:
-        if labels.start_bar is None:
-            raise SplitError(
-                "the bars of anchored windows are not known, so nothing can be purged; give the "
-                "store that they stand in"
-            )
-        return labels.start_bar
-    _, first_row, unit = np.unique(labels.base_id, return_index=True, return_inverse=True)
-    places: Int64 = first_row[unit].astype(np.int64)
-    return places
 
 
 def _bases(labels: LabelledWindows) -> tuple[Int64, Int64, NDArray[np.intp]]:
@@ -308,32 +300,13 @@ def _cuts(places: Int64, folds: int, val_share: float, test_share: float) -> lis
     return [int(ordered[count]) if count < len(ordered) else _NEVER for count in counts]
 
 
-def _gaps(labels: LabelledWindows, purge_bars: int | None, embargo_bars: int) -> tuple[int, ...]:
-    """Purge, embargo and warm-up in bars; none of them means anything without a store."""
-    least = labels.length - 1
-    purge = least if purge_bars is None else _whole(purge_bars, "purge_bars")
-    embargo = _whole(embargo_bars, "embargo_bars")
-    if not labels.anchored:
-        if embargo:
-            raise SplitError(
-                f"embargo_bars is {embargo}, but windows without times cannot be purged in bars; "
-                "leave it out, or give labels with start_time"
-            )
-        return 0, 0, 0
-    if purge < least:
-        raise SplitError(
-            f"purge_bars is {purge}; windows of {labels.length} bars that start so close share "
-            f"bars, so give at least {least}"
-        )
-    return purge, embargo, labels.warmup_bars
-
-
 def _require_settings(folds: int, val_share: float, test_share: float) -> None:
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 1:
         raise SplitError(f"folds is {folds!r}; it must be a whole number of at least 1")
-    for name, share, least in (("val_share", val_share, "above"), ("test_share", test_share, "at")):
-        if not 0 <= share < 1 or (share == 0 and least == "above"):
-            raise SplitError(f"{name} is {share!r}; it must be {least} 0 or more, below 1")
+    if not 0 < val_share < 1:
+        raise SplitError(f"val_share is {val_share!r}; it must be above 0 and below 1")
+    if not 0 <= test_share < 1:
+        raise SplitError(f"test_share is {test_share!r}; it must be at least 0 and below 1")
     taken = folds * val_share + test_share
     if taken >= 1:
         raise SplitError(
@@ -361,10 +334,10 @@ def _read_document(path: Path) -> dict[str, Any]:
             f"{path} cannot be read: {error.strerror}; give the file of a split"
         ) from error
     except ValueError as error:
-        raise SplitError(f"{path} is not JSON: {error}; {_AGAIN}") from error
+        raise SplitError(f"{path} is not JSON: {error}; {AGAIN}") from error
     if not isinstance(document, dict) or document.get("method") != METHOD:
         found = document.get("method") if isinstance(document, dict) else document
-        raise SplitError(f"{path}: method is {found!r}, not {METHOD!r}; {_AGAIN}")
+        raise SplitError(f"{path}: method is {found!r}, not {METHOD!r}; {AGAIN}")
     version = document.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise SplitError(
@@ -379,12 +352,12 @@ def _read_part(part: Any, row_of: dict[str, int], where: str) -> SplitPart:
     for name in PARTS:
         names = part.get(name) if isinstance(part, dict) else None
         if not isinstance(names, list):
-            raise SplitError(f"{where}: {name} is {names!r}, not a list of window ids; {_AGAIN}")
+            raise SplitError(f"{where}: {name} is {names!r}, not a list of window ids; {AGAIN}")
         for window in names:
             if not isinstance(window, str) or window not in row_of:
                 raise SplitError(
                     f"{where}: {name} names window {window!r}, which the labels do not have; "
-                    f"give the labels that it was made from, or {_AGAIN}"
+                    f"give the labels that it was made from, or {AGAIN}"
                 )
         rows[name] = np.array([row_of[window] for window in names], np.int64)
     return SplitPart(**rows)
@@ -392,10 +365,4 @@ def _read_part(part: Any, row_of: dict[str, int], where: str) -> SplitPart:
 
 def _require_same(found: Any, wanted: int, what: str) -> None:
     if found is not None and found != wanted:
-        raise SplitError(f"{what} is {found!r}, but the labels have {wanted}; {_AGAIN}")
-
-
-def _whole(value: Any, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise SplitError(f"{what} is {value!r}; it must be a whole number of at least 0")
-    return int(value)
+        raise SplitError(f"{what} is {found!r}, but the labels have {wanted}; {AGAIN}")

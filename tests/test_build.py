@@ -283,11 +283,9 @@ print(before // 1024, peak() // 1024)
 def test_memory_does_not_grow_with_the_input(tmp_path):
     large = walk(2_500_000)
     small = write(large[:300_000], tmp_path / "small.parquet")
-    before, after = map(
-        int,
-        run_python(
-            MEMORY, small, write(large, tmp_path / "large.parquet"), tmp_path / "x.zarr"
-        ).stdout.split(),
-    )
+    source = write(large, tmp_path / "large.parquet")
+    found = run_python(MEMORY, small, source, tmp_path / "x.zarr").stdout.split()
+    before, after = map(int, found)
     assert after < 600  # MiB
     assert after - before < 100  # eight times the bars; all of them would take 200 MiB
+    assert_store_holds(mf.open_store(tmp_path / "x.zarr"), large, mf.FeatureConfig(context=True))

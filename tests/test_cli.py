@@ -41,7 +41,6 @@ def moola(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     def run(*arguments: object) -> Outcome:
         capfd.readouterr()
         monkeypatch.setattr(sys, "argv", ["moola-features", *map(str, arguments)])
-        monkeypatch.setitem(cli._STATE, "verbosity", 0)
         with pytest.raises(SystemExit) as caught:
             cli.main()
         out, err = capfd.readouterr()

@@ -7,6 +7,7 @@ import json
 import mmap
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import moola_features as mf
 from moola_features import store as store_module
 from moola_features.errors import StoreError, StoreNotFoundError
 from moola_features.store_format import group_name
+from moola_features.store_writer import StoreWriter
 from tests.markets import CHUNK, assert_store_holds, tree, walk
 
 CONFIG = mf.FeatureConfig(max_gap="2h", context=True)
@@ -113,6 +115,24 @@ class TestOthersReadIt:
         assert not any(name.startswith((".", "_")) or "/" in name for name in groups)
         assert groups[0] == "NQ"
         assert "zarr.json" not in groups
+
+
+def test_the_rest_of_a_chunk_is_empty(tmp_path):
+    """Not what a buffer held before: bytes depend on nothing but the bars."""
+    with ThreadPoolExecutor(1) as disk:
+        writer = StoreWriter(tmp_path / "x.zarr", 11, disk)
+        for chunk in writer._chunks:
+            for array in vars(chunk).values():
+                array[...] = 1
+        assert len(writer.room(10).time) == 10
+        writer.advance(10)
+        writer.finish(np.array([[0, 10]]), {})
+    for name in ("features", "time", "valid", "ohlc"):
+        chunk = tmp_path / "x.zarr" / name / "c" / "0"
+        data = (chunk if chunk.is_file() else chunk / "0").read_bytes()
+        filled = 10 * len(data) // CHUNK
+        assert any(data[:filled])
+        assert not any(data[filled:])
 
 
 class TestReading:

@@ -145,9 +145,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("value", ["yesterday", "", 1.5, True, np.datetime64("NaT"), [1]])
     def test_no_times(self, store, value):
-        with pytest.raises(
-            ConfigError, match=r"start is .*; give a time such as '20"
-        ):
+        with pytest.raises(ConfigError, match=r"start is .*; give a time such as '20"):
             store.windows(start=value)
 
     @pytest.mark.parametrize("value", ["1600-01-01", "9999-12-31", 2**63, np.datetime64("9999")])

@@ -1,0 +1,73 @@
+"""What moola's command lines have in common: -v anywhere, --json, one line for a mistake."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import click
+
+from moola_features.errors import ConfigError, MoolaError
+
+_VERY_VERBOSE = 2
+_STATE = {"verbosity": 0}
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def command_of(group: click.Group) -> Callable[[Callable[..., None]], click.Command]:
+    """Return a decorator that adds a command, which takes -v wherever it is written."""
+
+    def add(function: Callable[..., None]) -> click.Command:
+        verbose = click.option(
+            "-v", "--verbose", count=True, expose_value=False, callback=_remember_verbosity,
+            help="Say more; -vv shows the traceback of an error.",
+        )  # fmt: skip
+        return group.command()(verbose(function))
+
+    return add
+
+
+def json_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def run(group: click.Group, name: str, interrupted: str) -> NoReturn:
+    """Run a command line and exit: 0 done, 1 failed, 2 wrong usage.
+
+    Parameters
+    ----------
+    group
+        The commands.
+    name
+        What the program is called.
+    interrupted
+        What to say after Ctrl-C or SIGTERM.
+    """
+    _STATE["verbosity"] = 0
+    # A terminated program tidies up like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        code = group.main(prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(interrupted, err=True)
+        code = 1
+    except BrokenPipeError:
+        code = 1
+    except (MoolaError, OSError) as error:
+        click.echo(f"{name}: {error}", err=True)
+        if _STATE["verbosity"] >= _VERY_VERBOSE:
+            traceback.print_exc()
+        code = 2 if isinstance(error, ConfigError) else 1
+    sys.exit(code)
+
+
+def _remember_verbosity(_context: click.Context, _option: click.Parameter, value: int) -> None:
+    _STATE["verbosity"] = max(_STATE["verbosity"], value)
