@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv "$(VENV)" 2>/dev/null || $(PYTHON) -m venv --clear --without-pip "$(VENV)"
 	if [ -x "$(VENV)/bin/pip" ]; then set -- $(PY) -m pip; \
 	else set -- $(PYTHON) -m pip --python $(PY); fi; \
-	"$$@" install --quiet --disable-pip-version-check -e '.[charts,dev]' -c constraints.txt
+	"$$@" install --quiet --disable-pip-version-check -e '.[charts,train,dev]' -c constraints.txt
 	touch "$(INSTALLED)"
 
 clean:

@@ -1,4 +1,4 @@
-"""Epochs of shuffled batches of 1,024 windows on the CPU, in the layout that the model wants."""
+"""Epochs of shuffled batches of 1,024 windows for training, on the CPU."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import moola_features as mf
 from benchmarks import window_peers as peers
-from benchmarks.comparison import Contender, Goal, at_least, compare
+from benchmarks.comparison import Contender, at_least, compare
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +22,7 @@ NUM_BY_ZARR = 256  # windows that zarr-python reads in a turn
 
 @pytest.fixture(scope="module")
 def some(full: bool, store: mf.Store) -> mf.Windows:
-    """Windows of the whole store, for so many whole batches."""
+    """Windows from all over the store, for so many whole batches."""
     every = store.windows()
     starts = np.random.default_rng(17).choice(every.starts, (64 if full else 2) * BATCH)
     return mf.Windows(every.features, starts, every.length)
@@ -36,51 +35,43 @@ def table_file(store: mf.Store, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-def ours(windows: mf.Windows, placement: str = "host", **options: Any) -> Contender:
-    """The loader with either placement; on a CPU, the device's memory is the host's."""
+def ours(windows: mf.Windows, amount: int | None = None) -> Contender:
     from moola_train.loaders import WindowLoader
     from moola_train.order import BatchOrder
 
-    order = BatchOrder(len(windows), BATCH, seed=17)
-    loader = WindowLoader(windows, order, device="cpu", placement=placement)
-    where = {"host": "through the ring", "device": "out of an uploaded table"}[placement]
+    loader = WindowLoader(windows, BatchOrder(len(windows), BATCH, seed=17), device="cpu")
     return Contender(
-        name=f"WindowLoader, {where}", amount=len(windows),
-        run=lambda: total(batch["features"] for batch in loader), **options,
+        name="epoch of WindowLoader, one gather thread, [T, B, F]", amount=amount or len(windows),
+        run=lambda: total(batch["features"] for batch in loader), headline=amount is None,
     )  # fmt: skip
 
 
-def total(batches: Iterable[Tensor], first_bar: Callable[[Tensor], Tensor] | None = None) -> float:
-    """Use each batch a little, as ``[B, F]`` of its windows' first bars."""
-    at = first_bar or (lambda features: features[0])
-    return sum(float(at(features)[:, 5].sum()) for features in batches)
+def total(batches: Iterable[Tensor], first: Callable[[Tensor], Tensor] | None = None) -> float:
+    """Use each batch a little; ``first`` takes the first bars, ``[B, F]``, out of it."""
+    if first is None:
+        return sum(float(batch[0, :, 5].sum()) for batch in batches)
+    return sum(float(first(batch)[:, 5].sum()) for batch in batches)
 
 
 def expected(windows: mf.Windows) -> Any:
     return pytest.approx(float(windows.features[windows.starts, 5].sum(dtype=np.float64)), rel=1e-4)
 
 
-def by_numpy(windows: mf.Windows, goal: Goal) -> Contender:
+def test_epoch_beside_numpy(benchmark: Any, some: mf.Windows) -> None:
     import torch
 
-    steps = np.arange(windows.length)[:, None]
+    steps = np.arange(some.length)[:, None]
     random = np.random.default_rng(17)
 
     def epoch() -> Iterable[Tensor]:
-        rows: NDArray[np.int64]
-        for rows in random.permutation(len(windows)).reshape(-1, BATCH):
-            yield torch.from_numpy(windows.features[windows.starts[rows] + steps])
+        for rows in random.permutation(len(some)).reshape(-1, BATCH):
+            yield torch.from_numpy(some.features[some.starts[rows] + steps])
 
-    return Contender(
-        name="NumPy fancy indexing", amount=len(windows), goal=goal, run=lambda: total(epoch())
-    )
-
-
-@pytest.mark.parametrize("placement", ["host", "device"])
-def test_epoch_beside_numpy(benchmark: Any, some: mf.Windows, placement: str) -> None:
-    results = compare(
-        benchmark, ours(some, placement), by_numpy(some, at_least(1)), unit="windows/s", rounds=7
-    )
+    theirs = Contender(
+        name="NumPy fancy indexing, [T, B, F]", amount=len(some), run=lambda: total(epoch()),
+        goal=at_least(3), headline=True,
+    )  # fmt: skip
+    results = compare(benchmark, ours(some), theirs, unit="windows/s", rounds=7)
     assert results == [expected(some)] * 2
 
 
@@ -92,9 +83,9 @@ def test_epoch_beside_data_loader(
         peers.MappedWindows(table_file, some.starts, some.length), num_workers, BATCH
     )
     theirs = Contender(
-        name=f"torch DataLoader over a mapped array, {num_workers} workers", amount=len(some),
-        run=lambda: total(loader, lambda features: features[:, 0]),
-        goal=at_least(3), in_process=num_workers == 0, headline=True,
+        name=f"torch DataLoader over a mapped array, {num_workers} workers, [B, T, F]",
+        amount=len(some), run=lambda: total(loader, lambda batch: batch[:, 0]),
+        in_process=num_workers == 0, headline=True,
     )  # fmt: skip
     results = compare(benchmark, ours(some), theirs, unit="windows/s", rounds=7)
     assert results == [expected(some)] * 2
@@ -112,30 +103,28 @@ def test_epoch_beside_zarr(benchmark: Any, store: mf.Store, some: mf.Windows) ->
         return torch.from_numpy(np.stack(windows, axis=1))
 
     theirs = Contender(
-        name="zarr-python, reading the same store", amount=len(few),
-        run=lambda: total([batch()]), goal=at_least(100),
+        name="zarr-python, reading the same store, [T, B, F]", amount=len(few),
+        run=lambda: total([batch()]), headline=True,
     )  # fmt: skip
     results = compare(benchmark, ours(some), theirs, unit="windows/s", rounds=7)
     assert results == [expected(some), expected(few)]
 
 
-@pytest.mark.parametrize("placement", ["host", "device"])
-def test_bytes_beside_a_plain_copy(benchmark: Any, some: mf.Windows, placement: str) -> None:
-    import torch
-
-    num_features = some.features.shape[1]
-    batch = torch.zeros(some.length, BATCH, num_features)
+def test_bytes_beside_a_plain_copy(benchmark: Any, some: mf.Windows) -> None:
     num_batches = len(some) // BATCH
+    rows = some.length * BATCH
+    pieces = [
+        np.resize(some.features[rows * piece : rows * (piece + 1)], (rows, some.features.shape[1]))
+        for piece in range(min(num_batches, len(some.features) // rows) or 1)
+    ]
 
-    def copies() -> Iterable[Tensor]:
-        for _ in range(num_batches):
-            yield torch.from_numpy(batch.numpy().copy())
+    def copies() -> float:
+        return sum(float(pieces[step % len(pieces)].copy()[0, 5]) for step in range(num_batches))
 
+    num_bytes = num_batches * pieces[0].nbytes
     plain = Contender(
-        name="a plain copy of as many batches", amount=num_batches * batch.nbytes,
-        run=lambda: total(copies()), is_rival=False,
-    )  # fmt: skip
-    loading = ours(some, placement)
-    sized = Contender(name=loading.name, run=loading.run, amount=plain.amount)
-    results = compare(benchmark, sized, plain, unit="bytes/s", rounds=7)
-    assert results == [expected(some), 0]
+        name="a plain copy of as many bars", amount=num_bytes, run=copies, is_rival=False
+    )
+    results = compare(benchmark, ours(some, num_bytes), plain, unit="bytes/s", rounds=7)
+    firsts = [float(pieces[step % len(pieces)][0, 5]) for step in range(num_batches)]
+    assert results == [expected(some), pytest.approx(sum(firsts))]

@@ -218,7 +218,7 @@ class Kendall(Balance):
     def log(self) -> dict[str, float]:
         """Return ``sigma/TERM``."""
         (log_sigmas,) = self._held
-        return {f"sigma/{term}": math.exp(float(value)) for term, value in log_sigmas.items()}
+        return {f"sigma/{term}": math.exp(value.item()) for term, value in log_sigmas.items()}
 
     def _weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (log_sigmas,) = self._held

@@ -131,8 +131,8 @@ def span_bce(logits: Tensor, target: Tensor, pos_weight: Tensor | float = 1.0) -
     1.333333
     """
     known = ~target.isnan()
-    inside = torch.where(known, target, 0.0)
     values = _full(logits)
+    inside = torch.where(known, target, 0.0).to(values)
     # -log sigmoid(x) = softplus(-x), which neither overflows nor loses its tail.
     missed = pos_weight * inside * functional.softplus(-values)
     return _mean(missed + (1 - inside) * functional.softplus(values), known)

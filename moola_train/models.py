@@ -102,7 +102,7 @@ class Model(nn.Module):
         return outputs
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Each head's loss by name, unweighted scalars."""
+        """Each head's loss by name: scalars, not yet weighted."""
         return {name: head.loss(outputs[name], batch) for name, head in self._heads().items()}
 
     def initialise(self, priors: TargetPriors) -> None:
@@ -128,6 +128,16 @@ class Model(nn.Module):
     def num_parameters(self) -> int:
         """Trainable parameters."""
         return sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each head's output for one window."""
+        settings = self.settings
+        sizes = {"C": settings.num_classes, "T": settings.window_length, "F": settings.num_features}
+        return {
+            name: tuple(sizes[size] if isinstance(size, str) else size for size in head.shape)
+            for name, head in self._heads().items()
+        }
 
     def _heads(self) -> dict[str, Head]:
         return {name: head for name, head in self.heads.items() if isinstance(head, Head)}
@@ -215,19 +225,17 @@ def describe() -> tuple[Description, ...]:
     >>> description.name, description.num_parameters, description.outputs["span"]
     ('jade-compact', 96779, ('B', 105))
     """
-    with torch.random.fork_rng(devices=()), torch.no_grad():
+    with torch.device("meta"):  # shapes without numbers
         return tuple(_describe(name, preset) for name, preset in PRESETS.items())
 
 
 def _describe(name: str, preset: Preset) -> Description:
-    settings = preset.settings
-    model = Model(settings).eval()
-    outputs = model({"features": torch.zeros(settings.window_length, 1, settings.num_features)})
+    model = Model(preset.settings)
     return Description(
         name=name,
         what=preset.what,
         num_parameters=model.num_parameters,
         num_encoder_tensors=len(list(model.encoder.parameters())),
-        num_features=settings.num_features,
-        outputs={head: ("B", *output.shape[1:]) for head, output in outputs.items()},
+        num_features=preset.settings.num_features,
+        outputs={head: ("B", *shape) for head, shape in model.output_shapes.items()},
     )

@@ -30,7 +30,7 @@ def walk(num_bars: int, *, seed: int = 7, gaps: Any = (), minutes: int = 600) ->
     low = np.minimum(opened, close) - rng.integers(0, 4, num_bars)
     steps = np.full(num_bars, MINUTE_NS)
     steps[np.asarray(gaps, dtype=np.int64)] *= minutes
-    return to_bars(START_NS + np.cumsum(steps), np.column_stack((opened, high, low, close)) * 0.25)
+    return to_bars(START_NS + np.cumsum(steps), np.column_stack((opened, high, low, close)) * 0.1)
 
 
 def frame(bars: mf.Bars, symbol: str | None = None) -> pl.DataFrame:

@@ -161,6 +161,16 @@ class TestFolder:
             raise AssertionError("it never got through")
         assert n > 1 or (name == "rename" and standing)  # folders are swapped by another call
 
+    def test_interrupted_while_the_old_one_is_removed(self, tmp_path, monkeypatch):
+        make(tmp_path / "x", "old")
+        removing = Nth(shutil.rmtree, 1, KeyboardInterrupt())
+        monkeypatch.setattr(files.shutil, "rmtree", removing)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "x", "new")
+        assert removing.was_reached
+        assert names_in(tmp_path) == ["x"]
+        assert tree(tmp_path / "x") == made("new")
+
     def test_one_process_at_a_time(self, tmp_path):
         make(tmp_path / "x", "old")
         with replaced_folder(tmp_path / "x") as folder:

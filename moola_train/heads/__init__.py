@@ -7,7 +7,13 @@ import pkgutil
 
 from moola_train.heads.base import HEADS, Batch, Head, HeadInput, HeadSettings, register
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+__all__ = ["HEADS", "Batch", "Head", "HeadInput", "HeadSettings", "discover", "register"]
 
-__all__ = ["HEADS", "Batch", "Head", "HeadInput", "HeadSettings", "register"]
+
+def discover() -> None:
+    """Import every file of this folder; each registers its heads."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+discover()

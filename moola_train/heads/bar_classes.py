@@ -48,6 +48,7 @@ class ExpansionBars(BarClasses):
     """No, yes."""
 
     num_classes = 2
+    shape = ("T", 2)
 
 
 @register("swing", "whether a bar is the extreme of the five around it")
@@ -55,6 +56,7 @@ class SwingBars(BarClasses):
     """Neither, highest, lowest."""
 
     num_classes = 3
+    shape = ("T", 3)
 
 
 @register("candle", "the shape of a bar")
@@ -62,3 +64,4 @@ class CandleBars(BarClasses):
     """Bullish, bearish, neutral, doji."""
 
     num_classes = 4
+    shape = ("T", 4)

@@ -82,6 +82,8 @@ class Head(nn.Module):
 
     name: ClassVar[str]
     what: ClassVar[str]
+    shape: ClassVar[tuple[int | str, ...]]
+    """Of one window's output; C, T and F stand for classes, bars and features."""
     log_sigma: ClassVar[float | None] = 0.0
     """Where its log sigma starts under Kendall's weighting; None for a head that has none."""
     reads_summary: ClassVar[bool] = False

@@ -15,6 +15,8 @@ from moola_train.targets import TargetPriors
 class Countdown(Head):
     """Dropout -> Linear at every step: [B, T], in the target's units of 0 to 1."""
 
+    shape = ("T",)
+
     def __init__(self, settings: HeadSettings) -> None:
         super().__init__(settings)
         self.output = nn.Linear(settings.step_size, 1)

@@ -12,6 +12,8 @@ from moola_train.heads.base import Batch, Head, HeadInput, HeadSettings, registe
 class Reconstruction(Head):
     """Linear at every step: [B, T, F], without dropout."""
 
+    shape = ("T", "F")
+
     def __init__(self, settings: HeadSettings) -> None:
         super().__init__(settings)
         self.dropout = nn.Dropout(0.0)

@@ -22,6 +22,7 @@ class Span(Head):
     takes log w off again.
     """
 
+    shape = ("T",)
     span_priority = 2
 
     def __init__(self, settings: HeadSettings) -> None:

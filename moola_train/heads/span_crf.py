@@ -15,6 +15,7 @@ from moola_train.targets import TargetPriors
 class SpanCrfHead(Head):
     """Dropout -> Linear at every step, and the chain over them: emissions [B, T, 2]."""
 
+    shape = ("T", NUM_TAGS)
     span_priority = 4
 
     def __init__(self, settings: HeadSettings) -> None:
@@ -30,7 +31,7 @@ class SpanCrfHead(Head):
         """Negative log likelihood over length, mean over the windows labelled at every bar."""
         span = batch["span"]  # [B, T]
         labelled = span.isfinite().all(dim=1)
-        path = torch.where(labelled.unsqueeze(1), span, 0.0).long()
+        path = torch.where(labelled.unsqueeze(1), span, 0.0).round().long()
         per_window = self.crf.negative_log_likelihood(output, path) / span.shape[1]
         return torch.where(labelled, per_window, 0.0).sum() / labelled.sum().clamp_min(1)
 

@@ -19,6 +19,7 @@ class TypeHead(Head):
     Its loss is cross-entropy, or focal (Lin et al., 2017) with a gamma above 0 or class weights.
     """
 
+    shape = ("C",)
     reads_summary = True
 
     def __init__(self, settings: HeadSettings) -> None:

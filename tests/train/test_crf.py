@@ -41,7 +41,9 @@ def score_by_hand(scores: Scores, window: int, path: list[int]) -> float:
     emissions, transitions, start, end = scores
     total = float(start[path[0]] + end[path[-1]])
     total += sum(float(emissions[window, step, tag]) for step, tag in enumerate(path))
-    return total + sum(float(transitions[tag, following]) for tag, following in zip(path, path[1:]))
+    return total + sum(
+        float(transitions[tag, following]) for tag, following in itertools.pairwise(path)
+    )
 
 
 @pytest.mark.parametrize(

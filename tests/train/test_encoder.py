@@ -36,9 +36,7 @@ def windows(num_windows: int = 3, num_features: int = 5) -> Tensor:
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("position", [False, True])
 def test_steps_are_time_major_and_both_directions_wide(num_layers: int, position: bool) -> None:
-    encoder = Encoder(
-        num_features=5, hidden_size=4, num_layers=num_layers, position=position
-    )
+    encoder = Encoder(num_features=5, hidden_size=4, num_layers=num_layers, position=position)
     encoded = encoder(windows())
     assert encoded.steps.shape == (LENGTH, 3, encoder.output_size)
     assert encoder.output_size == 8
@@ -60,12 +58,10 @@ def test_each_direction_sees_its_side_of_a_bar() -> None:
 
 def test_the_position_column_is_t_over_104() -> None:
     encoder = Encoder(num_features=2, hidden_size=3, position=True)
-    by_hand = torch.cat(
-        [torch.zeros(105, 1, 2), torch.arange(105).reshape(105, 1, 1) / 104], dim=2
-    )
+    by_hand = torch.cat([torch.zeros(105, 1, 2), torch.arange(105).reshape(105, 1, 1) / 104], dim=2)
     expected, _ = encoder.lstm(by_hand)
     assert torch.equal(encoder(torch.zeros(105, 1, 2)).steps, expected)
-    with pytest.raises(ModelError, match="106 bars.*made for 105"):
+    with pytest.raises(ModelError, match=r"106 bars.*made for 105"):
         encoder(torch.zeros(106, 1, 2))
 
 

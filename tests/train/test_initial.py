@@ -133,7 +133,7 @@ def test_the_spans_floor_is_the_lowest_of_all_constants(
     model.initialise(priors)
     weight = model.heads["span"].pos_weight
     assert weight.item() == pytest.approx((1 - priors.span_share) / priors.span_share)
-    logits = torch.linspace(-1, 1, 41)
+    logits = torch.arange(-20, 21) / 20
     by_constant = [
         losses.span_bce(torch.full_like(batch["span"], float(x)), batch["span"], weight).item()
         for x in logits

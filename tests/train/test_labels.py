@@ -160,7 +160,7 @@ def test_the_digest_knows_every_column(change: dict[str, Any]) -> None:
         ({"expansion_start": [40, 48, 40]}, "row 1: expansion_start is 48; but expansion_end is"),
         ({"expansion_start": [None, 40, 40]}, "row 0: expansion_start is None; but expansion_end"),
         ({"expansion_end": [47, None, 47]}, "row 1: expansion_end is None; but expansion_start"),
-        ({"expansion_end": [47.0, 47.5, 47.0]}, "row 1: expansion_end is 47.5; give a whole number"),
+        ({"expansion_end": [47.0, 47.5, 47.0]}, "row 1: expansion_end is 47.5; give a whole"),
         ({"expansion_end": ["47", "soon", "47"]}, "row 1: expansion_end is 'soon'"),
         ({"expansion_end": [True, True, True]}, "row 0: expansion_end is True"),
         ({"start_time": ["2020-01-06", "never", "2020-01-06"]}, "row 1: start_time is 'never'"),

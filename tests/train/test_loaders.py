@@ -148,7 +148,7 @@ def test_late_copies_carry_the_right_windows_because_slots_wait(
 ) -> None:
     copies = stream()
     loader = loader_of(across, copies=copies, slots=num_slots, targets=targets_of(len(across)))
-    late = threading.Thread(target=lambda: [copies.let_go(1) for _ in range(len(loader))])
+    late = threading.Thread(target=copies.let_go, args=[len(loader)])
     if stream is HeldCopyStream:
         late.start()  # else, all copies are made when everything has been gathered
     batches = list(loader)
@@ -307,7 +307,7 @@ def test_an_exception_in_the_gather_thread_surfaces(
         return gather(*arguments, **options)
 
     monkeypatch.setattr(Windows, "gather", fail_later)
-    arrived = []
+    arrived: list[Batch] = []
     with pytest.raises(OSError, match="the disk went away"):
         arrived.extend(loader)
     assert calls == ["moola-gather"] * 3
@@ -320,7 +320,11 @@ def test_an_exception_in_the_gather_thread_surfaces(
 def test_waiting_is_counted(across: Windows, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = loader_of(across, slots=1)
     batch = loader.order.batch
-    slow = lambda epoch, step: (time.sleep(0.01), batch(epoch, step))[1]  # noqa: E731
+
+    def slow(epoch: int, step: int) -> NDArray[np.int64]:
+        time.sleep(0.01)
+        return batch(epoch, step)
+
     monkeypatch.setattr(loader.order, "batch", slow)
     began = time.perf_counter()
     assert len(indices(loader)) == 8

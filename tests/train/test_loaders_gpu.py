@@ -29,7 +29,7 @@ class SlowCopyStream(CudaCopyStream):
 
     def send(self, filled: Batch) -> tuple[Batch, Event]:
         with torch.cuda.stream(self.stream):
-            torch.cuda._sleep(CYCLES)
+            torch.cuda._sleep(CYCLES)  # type: ignore[no-untyped-call]
         return super().send(filled)
 
 
@@ -120,7 +120,7 @@ def test_batches_survive_work_on_the_stream_that_computes(
     loader = loader_of(windows, placement="host", targets=targets)
     sums = []
     for batch in loader:
-        torch.cuda._sleep(CYCLES // 10)
+        torch.cuda._sleep(CYCLES // 10)  # type: ignore[no-untyped-call]
         sums.append(batch["features"].sum(dtype=torch.float64))
         del batch
     expected = [

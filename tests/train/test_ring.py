@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from moola_train.ring import CopyStream, CpuCopyStream, Ring, Slot
+from moola_train.ring import CopyStream, CpuCopyStream, CudaCopyStream, Ring, Slot
 from tests.train.copies import (
     A_MOMENT,
     PATIENCE,
@@ -183,3 +185,63 @@ def test_a_pause_keeps_the_thread_from_the_device() -> None:
     copies.wait_for(NUM_SLOTS + 1)
     copies.let_go(1)
     ring.close()
+
+
+def test_copies_to_a_gpu_are_queued_on_their_stream_and_waited_for_by_the_callers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What is called, and in which order, where there is no GPU to show that it works.
+    calls: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_event(self, event: Any) -> None:
+            calls.append(f"{self.name} waits for {event.name}")
+
+    class Event:
+        name = "the event"
+
+        def __init__(self, *, blocking: bool) -> None:
+            assert blocking
+
+        def record(self, stream: Stream) -> None:
+            calls.append(f"{self.name} recorded on {stream.name}")
+
+    @contextlib.contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        calls.append(f"begin on {stream.name}")
+        yield
+        calls.append(f"end on {stream.name}")
+
+    def to(tensor: Tensor, device: torch.device, *, non_blocking: bool) -> Tensor:
+        assert non_blocking
+        calls.append("copy")
+        return tensor.clone()
+
+    def record_stream(tensor: Tensor, stream: Stream) -> None:
+        calls.append(f"memory kept for {stream.name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("the copy stream"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("the caller's stream"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(Tensor, "to", to)
+    monkeypatch.setattr(Tensor, "record_stream", record_stream)
+
+    copies = CudaCopyStream(torch.device("cuda:0"))
+    features = torch.arange(24.0).reshape(4, 3, 2)
+    batch, copied = copies.send({"features": features, "index": torch.arange(4)})
+    assert calls == [
+        "begin on the copy stream", "copy", "copy", "the event recorded on the copy stream",
+        "end on the copy stream",
+    ]  # fmt: skip
+    assert batch["features"].is_contiguous()
+    assert torch.equal(batch["features"], features.transpose(0, 1))
+    calls.clear()
+    copies.receive(batch, copied)
+    assert calls == [
+        "the caller's stream waits for the event",
+        *["memory kept for the caller's stream"] * 2,
+    ]

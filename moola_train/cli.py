@@ -1,0 +1,230 @@
+"""The command line of the training layer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moola_features import __version__
+from moola_features.command import CONTEXT, command_of, json_option, run
+from moola_features.terminal import count, print_fields, print_json, print_table
+from moola_train.config import DEVICES, PRECISIONS, RunConfig
+
+if TYPE_CHECKING:
+    from moola_features.store import Store
+    from moola_train.fit import FitReport
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="moola-train")
+def cli() -> None:
+    """Train small recurrent models on the windows of a feature store."""
+
+
+_command = command_of(cli)
+
+
+@_command
+@json_option
+def models(as_json: bool) -> None:
+    """List the presets with their parameters and output shapes."""
+    import dataclasses
+
+    from moola_train.models import describe
+
+    found = describe()
+    if as_json:
+        print_json([dataclasses.asdict(description) for description in found])
+        return
+    rows = [
+        (
+            description.name,
+            count(description.num_parameters),
+            str(description.num_features),
+            ", ".join(
+                f"{head} [{', '.join(map(str, shape))}]"
+                for head, shape in description.outputs.items()
+            ),
+            description.what,
+        )
+        for description in found
+    ]
+    print_table(("preset", "parameters", "F", "outputs", "what"), rows, numbers=(1, 2))
+
+
+@_command
+@click.option("--labels", type=_PATH, required=True, help="Labelled windows.")
+@click.option("--store", type=_PATH, help="Store that anchored labels point into.")
+@click.option("-o", "--output", type=_PATH, required=True, help="Where to write the split (.json).")
+@click.option("--method", type=click.Choice(["forward-chain"]), default="forward-chain")
+@click.option("--folds", type=int, default=1, show_default=True)
+@click.option("--val-share", type=float, default=0.15, show_default=True)
+@click.option("--test-share", type=float, default=0.15, show_default=True)
+@click.option("--purge-bars", type=int, help="At least a window less one; that when left out.")
+@click.option("--embargo-bars", type=int, default=0, show_default=True)
+@json_option
+def split(
+    labels: Path, store: Path | None, output: Path, method: str, as_json: bool, **settings: Any
+) -> None:
+    """Divide labelled windows into training, validation and test parts, purged in bars."""
+    from moola_train.labels import read_labels
+    from moola_train.splits import forward_chain, write_split
+
+    made = forward_chain(read_labels(labels, store=_open(store)), name=method, **settings)
+    write_split(made, output)
+    if as_json:
+        print_json({"split": str(output), "folds": made.counts()})
+        return
+    headers = ("fold", "train", "val", "test", "left out")
+    rows = [
+        (str(fold), *(count(sizes[name]) for name in ("train", "val", "test", "left_out")))
+        for fold, sizes in enumerate(made.counts())
+    ]
+    print_table(headers, rows, numbers=range(5))
+    gaps = made.purge_bars, made.embargo_bars, made.warmup_bars
+    click.echo(f"{output}: purge {gaps[0]}, embargo {gaps[1]}, warm-up {gaps[2]} bars")
+
+
+def _setting_options(function: Callable[..., None]) -> Callable[..., None]:
+    options = (
+        click.option("--config", type=_PATH, help="TOML file with settings."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="SECTION.NAME=VALUE", callback=_parse_set,
+            help="Override one setting; may be repeated.",
+        ),
+        click.option("--preset", help="Same as --set model.preset=..."),
+        click.option("--epochs", type=int, help="Same as --set loop.epochs=..."),
+        click.option("--batch-size", type=int, help="Same as --set data.batch_size=..."),
+        click.option("--seed", type=int, help="Same as --set loop.seed=...; 17 when left out."),
+        click.option("--device", type=click.Choice(DEVICES)),
+        click.option("--precision", type=click.Choice(PRECISIONS)),
+        click.option("--deterministic", is_flag=True, default=None, help="Same bits on a GPU too."),
+        click.option("--max-minutes", type=float, help="Stop and save after so long."),
+        click.option("--print-config", is_flag=True, help="Print the settings as TOML and exit."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _parse_set(
+    _context: click.Context, _option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or "." not in name:
+            raise click.BadParameter(f"{value!r} is not SECTION.NAME=VALUE, such as loop.epochs=5")
+        pairs[name.strip()] = text.strip()
+    return pairs
+
+
+_FLAGS = {
+    "preset": "model.preset", "epochs": "loop.epochs", "batch_size": "data.batch_size",
+    "seed": "loop.seed", "device": "loop.device", "precision": "loop.precision",
+    "deterministic": "loop.deterministic", "max_minutes": "loop.max_minutes",
+}  # fmt: skip
+
+
+def _config_of(path: Path | None, settings: dict[str, str], flags: dict[str, Any]) -> RunConfig:
+    config = RunConfig() if path is None else RunConfig.from_toml(path)
+    given = {_FLAGS[name]: value for name, value in flags.items() if value is not None}
+    return config.override({**settings, **given})
+
+
+@_command
+@click.argument("store", type=_PATH, required=False)
+@click.option("--labels", type=_PATH, required=True, help="Labelled windows.")
+@click.option("--split", "split_path", type=_PATH, required=True, help="Split of the labels.")
+@click.option("--fold", type=int, default=0, show_default=True)
+@click.option("--run", "run_path", type=_PATH, default="run", show_default=True)
+@click.option("--resume", type=click.Choice(["never", "auto"]), default="never", show_default=True)
+@_setting_options
+@json_option
+def fit(
+    store: Path | None,
+    labels: Path,
+    split_path: Path,
+    fold: int,
+    run_path: Path,
+    resume: str,
+    config: Path | None,
+    settings: dict[str, str],
+    print_config: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Fit a model to labelled windows of STORE, or to windows that hold their own prices."""
+    resolved = _config_of(config, settings, flags)
+    if print_config:
+        click.echo(resolved.to_toml(), nl=False)
+        return
+    from moola_train.fit import fit as fit_model
+    from moola_train.progress import training_progress
+
+    with training_progress(resolved.loop.epochs) as report:
+        found = fit_model(
+            _open(store), labels, split_path, run_path, resolved,
+            fold=fold, resume=resume == "auto", report=report,
+        )  # fmt: skip
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _print_fit(found)
+    if found.outcome.status == "stopped":
+        click.echo(f"stopped at step {found.outcome.step}; go on with --resume auto", err=True)
+        sys.exit(1)
+
+
+def _print_fit(report: FitReport) -> None:
+    outcome = report.outcome
+    parts = ", ".join(f"{name} {count(size)}" for name, size in report.parts.items())
+    print_fields(
+        str(report.run),
+        [
+            ("status", f"{outcome.status} at epoch {outcome.epoch}, step {outcome.step}"),
+            ("windows", parts),
+            ("parameters", count(report.num_parameters)),
+        ],
+    )
+    if not outcome.best:
+        return
+    click.echo(f"\nvalidation at its best ({outcome.best['watch']}), epoch {outcome.best['epoch']}")
+    rows = []
+    for name, metric in outcome.best["metrics"].items():
+        value, floor, better = metric["value"], metric["floor"], metric["better"]
+        beats = ""
+        if floor is not None and better is not None:
+            beats = "yes" if (value > floor if better == "higher" else value < floor) else "no"
+        shown = "-" if floor is None else f"{floor:.3f}"
+        rows.append((name, f"{value:.3f}", shown, better or "-", beats))
+    headers = ("metric", "value", "floor", "better", "beats its floor")
+    print_table(headers, rows, numbers=(1, 2))
+
+
+def _open(path: Path | None) -> Store | None:
+    from moola_features.store import Store, open_store
+    from moola_train.errors import ConfigError
+
+    if path is None:
+        return None
+    opened = open_store(path)
+    if not isinstance(opened, Store):
+        names = ", ".join(list(opened)[:20])
+        raise ConfigError(f"{path} holds several instruments; give the folder of one of {names}")
+    return opened
+
+
+def main() -> None:
+    """Run the command line."""
+    run(cli, "moola-train", "interrupted; the last checkpoint stands")
+
+
+if __name__ == "__main__":
+    main()
