@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from moola_features.bars import Bars
+    from moola_features.bars.sources import read_bars
     from moola_features.builder import BuildReport, build
     from moola_features.config import FeatureConfig
     from moola_features.engine import Features, Swings, compute, swings, transform_windows
     from moola_features.errors import MoolaError
-    from moola_features.sources import read_bars
     from moola_features.spec import Column, columns
     from moola_features.store import Store, Universe, open_store
     from moola_features.stream import Stream
@@ -31,7 +31,7 @@ _HOMES = {
     "Features": "engine", "Swings": "engine", "compute": "engine", "swings": "engine",
     "transform_windows": "engine",
     "MoolaError": "errors",
-    "read_bars": "sources",
+    "read_bars": "bars.sources",
     "Column": "spec", "columns": "spec",
     "Store": "store", "Universe": "store", "open_store": "store",
     "Stream": "stream",

@@ -26,10 +26,10 @@ from moola_features.files import replaced_folder
 from moola_features.gaps import GapCensus
 from moola_features.segments import segment_bounds, segment_starts
 from moola_features.store import open_store
-from moola_features.store_format import FORMAT, METADATA, bar_arrays, group_name
-from moola_features.store_writer import StoreWriter, write_universe
+from moola_features.store.layout import FORMAT, METADATA, bar_arrays, group_name
+from moola_features.store.summary import Summary, summarise
+from moola_features.store.writer import StoreWriter, write_universe
 from moola_features.stream import saved_state
-from moola_features.summary import Summary, summarise
 
 Progress = Callable[[int, int | None], None]
 _STAGES = ("import", "compile", "read", "compute", "write")
@@ -146,7 +146,7 @@ def build(
     with clock.measure("import"):
         importlib.import_module("zarr")
         kernel = kernel_of(config)
-        from moola_features.sources import open_source
+        from moola_features.bars.sources import open_source
     with clock.measure("read"):
         opened = open_source(source, column_map=column_map, on_bad_bars=on_bad_bars)
         # The name alone: where a file lies on this machine is nobody else's business.

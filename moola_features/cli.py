@@ -30,7 +30,7 @@ from moola_features.terminal import (  # noqa: E402
 
 if TYPE_CHECKING:
     from moola_features.builder import BuildReport
-    from moola_features.summary import Summary
+    from moola_features.store.summary import Summary
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -191,7 +191,7 @@ def _print_universe(summaries: tuple[Summary, ...]) -> None:
 @json_option
 def info(store: Path, as_json: bool) -> None:
     """Say what is in STORE."""
-    from moola_features.summary import summarise
+    from moola_features.store.summary import summarise
 
     summaries = summarise(store)
     if as_json:

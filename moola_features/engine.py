@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moola_features.bar_checks import MAX_PRICE
 from moola_features.bars import Bars
+from moola_features.bars.checks import MAX_PRICE
 from moola_features.config import FeatureConfig
 from moola_features.errors import BarsError
 from moola_features.feature_pass import FeaturePass, history_depth

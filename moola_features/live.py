@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import polars as pl
 
-from moola_features.bar_columns import BarColumns, find_columns
-from moola_features.bar_times import TimeReader
+from moola_features.bars.columns import BarColumns, find_columns
+from moola_features.bars.times import TimeReader
 from moola_features.config import FeatureConfig
 from moola_features.errors import StreamError
 from moola_features.files import replaced_file

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from moola_features.bar_checks import MAX_PRICE, MISSING_TIME
+from moola_features.bars.checks import MAX_PRICE, MISSING_TIME
 from moola_features.config import FeatureConfig
 from moola_features.errors import StreamError
 from moola_features.feature_pass import FeaturePass

@@ -94,9 +94,7 @@ def window_warp(features: Tensor) -> Tensor:
 
 def time_warp(features: Tensor) -> Tensor:
     """Let time run faster and slower along a smooth curve; ``[T, B, F]``. Um et al., 2017."""
-    knots = 1 + WARP_SPREAD * torch.randn(
-        1, features.shape[1], WARP_KNOTS, device=features.device
-    )
+    knots = 1 + WARP_SPREAD * torch.randn(1, features.shape[1], WARP_KNOTS, device=features.device)
     return _resampled(features, _curve(knots, features.shape[0])[0].T.clamp(min=0.1))
 
 

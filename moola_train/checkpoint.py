@@ -14,6 +14,8 @@ from moola_train.errors import CheckpointError
 
 VERSION = 1
 
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile, EOFError, ValueError)
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint; a reader finds the old one or the new one.
@@ -48,7 +50,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}; train first, or name another") from None
-    except (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} is no checkpoint of moola: {first[:200]}; delete it, or name another"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -28,8 +29,9 @@ def prepare_device(config: LoopConfig) -> torch.device:
         raise ConfigError("loop.precision is 'tf32', which only a GPU has; give fp32 or bf16")
     if device.type == "cuda":
         precision = "tf32" if config.precision == "tf32" else "ieee"
-        torch.backends.cudnn.rnn.fp32_precision = precision
-        torch.backends.cuda.matmul.fp32_precision = precision
+        backends: Any = torch.backends  # its stubs know no precisions
+        backends.cudnn.rnn.fp32_precision = precision
+        backends.cuda.matmul.fp32_precision = precision
         if config.deterministic:
             # cuBLAS reads this when its first handle is made.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -158,9 +158,7 @@ def fit(
     return found
 
 
-def _features(
-    labels: LabelledWindows, store: Store | None, config: FeatureConfig
-) -> Any:
+def _features(labels: LabelledWindows, store: Store | None, config: FeatureConfig) -> Any:
     """Return a function from rows of the labels to what a loader reads."""
     if store is None:
         if labels.ohlc is None:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moola_features.bar_files import decoding, open_reader
+from moola_features.bars.files import decoding, open_reader
 from moola_features.errors import BarsError, BarsNotFoundError
 from moola_train.errors import LabelsError
 from moola_train.targets import NONE, Int64

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from moola_features.bar_checks import MISSING_TIME
-from moola_features.bar_times import TimeReader
+from moola_features.bars.checks import MISSING_TIME
+from moola_features.bars.times import TimeReader
 from moola_features.errors import BarsError
 from moola_features.times import time_text
 from moola_train.errors import LabelsError

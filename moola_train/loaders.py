@@ -159,7 +159,10 @@ class WindowLoader:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Keep the gather thread from calling the device: for the capture of a CUDA graph."""
+        """Keep the gather thread from calling the device: for the capture of a CUDA graph.
+
+        Do not ask for a batch meanwhile: it may be one that the thread has not been able to send.
+        """
         with self._device_calls:
             yield
 

@@ -265,7 +265,7 @@ class Loop:
         self._clock = (now, waited, self._num_windows)
         means = {name: total / progress.num_summed for name, total in progress.summed.items()}
         progress.summed, progress.num_summed = {}, 0
-        record = {
+        record: dict[str, Any] = {
             "part": "train",
             "learning_rate": self._schedule.rates(progress.step - 1)["heads"],
             "terms": {name: value for name, value in means.items() if name != "gradient_norm"},

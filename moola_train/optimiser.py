@@ -133,7 +133,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._live = [p for p in model.parameters()]
+        self._live: list[Tensor] = list(model.parameters())
         self._kept = [p.detach().clone() for p in self._live] if decay else []
 
     @torch.no_grad()

@@ -55,7 +55,9 @@ class RunFolder:
         if known.exists():
             before = json.loads(known.read_text(encoding="utf-8"))
             if not resume:
-                raise RunError(f"{self.path} holds a run; go on with --resume auto, or name another")
+                raise RunError(
+                    f"{self.path} holds a run; go on with --resume auto, or name another"
+                )
             for name, value in data.items():
                 if before.get(name) != value:
                     raise RunError(
@@ -130,7 +132,7 @@ def environment() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_name()
         found["cuda"] = torch.version.cuda
-        found["cudnn"] = torch.backends.cudnn.version()
+        found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     found["revision"] = _revision()
     return found
 

@@ -15,7 +15,7 @@ import pyarrow.feather
 import pyarrow.parquet
 
 import moola_features as mf
-from moola_features.bar_checks import PRICES
+from moola_features.bars.checks import PRICES
 
 MINUTE_NS = 60 * 10**9
 START_NS = 1_577_836_800 * 10**9  # 2020-01-01

@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 import moola_features as mf
-from moola_features.store_format import CHUNK_BARS, bar_arrays, chunk_path
+from moola_features.store.layout import CHUNK_BARS, bar_arrays, chunk_path
 from moola_features.times import time_text
 from moola_features.verification import Check
 from tests.strategies import to_bars

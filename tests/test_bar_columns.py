@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 import moola_features as mf
-from moola_features.bar_checks import FIELDS, PRICES
-from moola_features.bar_columns import find_columns
+from moola_features.bars.checks import FIELDS, PRICES
+from moola_features.bars.columns import find_columns
 from moola_features.errors import BarsError
 from tests.bar_formats import BARS, as_frame, assert_same
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moola_features.bar_times import TimeReader
+from moola_features.bars.times import TimeReader
 from moola_features.errors import BarsError
 from tests.bar_formats import MINUTE_NS, START_NS
 

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from moola_features.bar_checks import FIELDS, MISSING_TIME, PRICES, BarArrays, BarCheck
 from moola_features.bars import Bars, drop_bad_bars
+from moola_features.bars.checks import FIELDS, MISSING_TIME, PRICES, BarArrays, BarCheck
 from moola_features.errors import BarsError, MoolaError
 from moola_features.times import time_text
 

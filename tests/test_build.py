@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 import moola_features as mf
-from moola_features import sources
-from moola_features.bar_checks import PRICES
+from moola_features.bars import sources
+from moola_features.bars.checks import PRICES
 from moola_features.errors import BarsError, StoreError
 from tests.markets import (
     CHUNK,

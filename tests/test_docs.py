@@ -87,9 +87,7 @@ def test_make_demo_runs_and_installs_nothing_again(tmp_path: Path) -> None:
         ("docs/features.md", mf.FeatureConfig(family="returns")),
     ],
 )
-def test_tables_name_every_column_with_its_range(
-    document: str, config: mf.FeatureConfig
-) -> None:
+def test_tables_name_every_column_with_its_range(document: str, config: mf.FeatureConfig) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for column in mf.columns(config):
         line = next((line for line in text.splitlines() if column.name in line), None)

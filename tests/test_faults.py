@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 import moola_features as mf
-from moola_features import store_writer
 from moola_features.errors import OutputError
 from moola_features.files import replaced_folder
+from moola_features.store import writer as store_writer
 from tests.markets import (
     ROOT,
     assert_store_holds,
@@ -139,7 +139,8 @@ CRASHES = """
 import json, os, random, signal, sys, time
 import numba, zarr, zarr.codecs  # everything, and no thread yet: children are forked
 import moola_features as mf
-from moola_features import builder, sources
+from moola_features import builder
+from moola_features.bars import sources
 from moola_features.feature_pass import kernel_of
 
 folder, name, num_trials = sys.argv[1], sys.argv[2], int(sys.argv[3])

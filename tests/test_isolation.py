@@ -123,4 +123,4 @@ def test_kernels_import_numpy_and_numba_only(path):
 
 def test_every_call_of_zarr_is_in_one_module():
     users = {path.stem for path in PACKAGE.rglob("*.py") if "zarr" in imported(path)}
-    assert users == {"store_writer"}
+    assert users == {"writer"}

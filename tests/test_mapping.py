@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moola_features.errors import StoreError
-from moola_features.mapping import map_files
+from moola_features.store.mapping import map_files
 
 PAGE = mmap.PAGESIZE
 SIZE = 3 * PAGE

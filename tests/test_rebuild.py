@@ -12,7 +12,7 @@ import zarr
 
 import moola_features as mf
 from moola_features import builder
-from moola_features.bar_checks import PRICES
+from moola_features.bars.checks import PRICES
 from moola_features.errors import BarsNotFoundError, OutputError, StoreError
 from tests.markets import assert_store_holds, names_in, refused, tree, walk, write
 

@@ -17,9 +17,9 @@ import pyarrow.parquet
 import pytest
 
 import moola_features as mf
-from moola_features.bar_checks import PRICES
+from moola_features.bars.checks import PRICES
+from moola_features.bars.sources import open_source
 from moola_features.errors import BarsError, BarsNotFoundError, MoolaError
-from moola_features.sources import open_source
 from tests.bar_formats import (
     BARS,
     FILES,
@@ -189,7 +189,7 @@ def test_a_mode_that_does_not_exist() -> None:
 MEASURE = """
 import re, sys
 from pathlib import Path
-from moola_features.sources import open_source
+from moola_features.bars.sources import open_source
 
 def peak_kb_after_reading(path):
     for _ in open_source(path, batch_bars=16_384).batches():

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import moola_features as mf
-from moola_features.bar_checks import FIELDS, PRICES
 from moola_features.bars import drop_bad_bars
+from moola_features.bars.checks import FIELDS, PRICES
+from moola_features.bars.sources import open_source
 from moola_features.errors import BarsError
-from moola_features.sources import open_source
 from tests.bar_formats import (
     BARS,
     FILES,

@@ -18,8 +18,8 @@ import zarr
 import moola_features as mf
 from moola_features import store as store_module
 from moola_features.errors import StoreError, StoreNotFoundError
-from moola_features.store_format import group_name
-from moola_features.store_writer import StoreWriter
+from moola_features.store.layout import group_name
+from moola_features.store.writer import StoreWriter
 from tests.markets import CHUNK, assert_store_holds, tree, walk
 
 CONFIG = mf.FeatureConfig(max_gap="2h", context=True)

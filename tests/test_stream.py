@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import moola_features as mf
-from moola_features.bar_checks import MAX_PRICE
+from moola_features.bars.checks import MAX_PRICE
 from moola_features.errors import StreamError
 from tests.markets import as_bits, walk
 from tests.strategies import MINUTE_NS, START_NS, config_name, every_config

@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 import moola_features as mf
-from moola_features import planting, synth
+from moola_features import synth
 from moola_features.errors import ConfigError, OutputError
 from moola_features.kernels import market as market_kernel
-from moola_features.synth import SyntheticMarket, synthesise, write_market
+from moola_features.synth import SyntheticMarket, planting, synthesise, write_market
 
 DATA = Path(__file__).parents[1] / "data"
 MINUTE = 60_000_000_000

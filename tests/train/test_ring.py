@@ -187,6 +187,25 @@ def test_a_pause_keeps_the_thread_from_the_device() -> None:
     ring.close()
 
 
+def test_a_pause_that_begins_while_a_slot_is_filled_keeps_it_from_being_sent() -> None:
+    copies, device_calls = HeldCopyStream(), threading.Lock()
+    filling, may_end = threading.Event(), threading.Event()
+
+    class SlowFiller(Filler):
+        def __call__(self, *arguments: Any) -> None:
+            filling.set()
+            assert may_end.wait(PATIENCE)
+            super().__call__(*arguments)
+
+    ring = ring_of(copies, SlowFiller(), batches(2), device_calls)
+    assert filling.wait(PATIENCE)
+    with device_calls:
+        may_end.set()
+        assert copies.stays_at(0)
+    copies.wait_for(2)
+    ring.close()
+
+
 def test_copies_to_a_gpu_are_queued_on_their_stream_and_waited_for_by_the_callers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -141,6 +141,16 @@ def test_a_base_that_straddles_is_left_out() -> None:
     assert_nothing_leaks(split)
 
 
+def test_a_base_stays_in_one_validation_part() -> None:
+    bases = [f"b{row}" for row in range(20)]
+    bases[12] = bases[16] = "straddler"  # two windows of the two validation parts
+    labels = windows_at(range(1_000, 1_000 + 20 * APART, APART), base_id=bases)
+    split = forward_chain(labels, folds=2, val_share=0.2, test_share=0.1)
+    assert split.part("val", 0).tolist() == [10, 11]
+    assert split.part("val", 1).tolist() == [13, 14, 15, 17]
+    assert split.part("test").tolist() == [18, 19]
+
+
 @given(
     starts=st.lists(st.integers(100, 6_000), min_size=12, max_size=60),
     num_bases=st.integers(3, 60),
@@ -342,6 +352,7 @@ def planted(train: list[int], *, embargo_bars: int = 0) -> Split:
 LEAKS = {
     "shared bar": ([20], "windows 'w20' of train and 'w14' of val share bars"),
     "shared bar behind": ([22], "windows 'w22' of train and 'w14' of val share bars"),
+    "shared bar among others": ([20, 23], "windows 'w20' of train and 'w14' of val share bars"),
     "warm-up bar": ([21], "'w21' of train and 'w14' of val start 124 bars apart; purge, embargo"),
     "shared base": ([13], "windows 'w13' of train and 'w15' of val come from one base"),
     "reversed time": ([23], "windows 'w23' of train and 'w14' of val stand in reversed time"),
@@ -405,6 +416,8 @@ def test_a_longer_warm_up_of_the_features_is_held_to(tmp_path: Path) -> None:
     split = planted([12])
     write_split(split, tmp_path / "split.json")
     longer = dataclasses.replace(leaking(), warmup_bars=700)
+    path = edited(split, tmp_path / "long.json", lambda document: document.update(warmup_bars=700))
+    assert "ask for more than 804" in refusal(lambda: read_split(path, leaking()))
     assert "ask for more than 804" in refusal(lambda: read_split(tmp_path / "split.json", longer))
 
 

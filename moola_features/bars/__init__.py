@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moola_features.bar_checks import (
+from moola_features.bars.checks import (
     FIELDS,
     MISSING_TIME,
     BarArrays,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from moola_features.bar_checks import FIELDS, PRICES, Float64, named
+from moola_features.bars.checks import FIELDS, PRICES, Float64, named
 from moola_features.errors import BarsError
 
 # Compared after lower-casing and leaving out everything but letters and digits.

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from moola_features.agreement import Agreement, compare_bars
-from moola_features.bar_checks import ON_BAD_BARS
-from moola_features.laws import Differences, check_local, check_scale
-from moola_features.sources import BarSource, open_source
+from moola_features.bars.checks import ON_BAD_BARS
+from moola_features.bars.sources import BarSource, open_source
 from moola_features.store import Store, Universe, open_store
-from moola_features.sweep import ColumnValues, Sweep, first_difference
+from moola_features.verification.agreement import Agreement, compare_bars
+from moola_features.verification.laws import Differences, check_local, check_scale
+from moola_features.verification.sweep import ColumnValues, Sweep, first_difference
 
 MIN_VALID_SHARE = 0.90
 MIN_DENSITY = 0.50  # share of all values that are not 0

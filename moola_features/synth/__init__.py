@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from moola_features.bars import Bars
 from moola_features.errors import ConfigError, OutputError
 from moola_features.files import replaced_file
-from moola_features.planting import (
+from moola_features.synth.planting import (
     WINDOW_LENGTH,
     Plan,
     between,

@@ -11,15 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moola_features import spec
-from moola_features.bar_checks import BarCheck
+from moola_features.bars.checks import BarCheck
 from moola_features.feature_pass import FeaturePass
 from moola_features.gaps import GapCensus
-from moola_features.laws import NUM_PLACES, Differences, price_columns, run, without_future
 from moola_features.segments import segment_bounds, segment_starts
 from moola_features.store import Store
-from moola_features.store_format import CHUNK_BARS
+from moola_features.store.layout import CHUNK_BARS
 from moola_features.stream import saved_state
 from moola_features.times import time_text
+from moola_features.verification.laws import (
+    NUM_PLACES,
+    Differences,
+    price_columns,
+    run,
+    without_future,
+)
 
 
 @dataclass(frozen=True)

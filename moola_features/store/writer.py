@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moola_features.store_format import (
+from moola_features.store.layout import (
     CHUNK_BARS,
     FORMAT,
     FORMAT_VERSION,

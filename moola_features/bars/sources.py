@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from moola_features.bar_checks import (
+from moola_features.bars import Bars
+from moola_features.bars.checks import (
     FIELDS,
     PRICES,
     BarArrays,
@@ -20,10 +21,9 @@ from moola_features.bar_checks import (
     require_on_bad_bars,
     take_rows,
 )
-from moola_features.bar_columns import BarColumns, find_columns, price_array
-from moola_features.bar_files import Reader, decoding, open_reader
-from moola_features.bar_times import TimeReader, join_date_and_time
-from moola_features.bars import Bars
+from moola_features.bars.columns import BarColumns, find_columns, price_array
+from moola_features.bars.files import Reader, decoding, open_reader
+from moola_features.bars.times import TimeReader, join_date_and_time
 from moola_features.errors import BarsError
 from moola_features.times import time_text
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moola_features.bar_checks import FIELDS, DroppedBars
 from moola_features.bars import Bars
+from moola_features.bars.checks import FIELDS, DroppedBars
+from moola_features.bars.sources import BarSource
 from moola_features.errors import BarsError
-from moola_features.sources import BarSource
 from moola_features.store import Store
 from moola_features.times import time_text
 

@@ -9,8 +9,8 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moola_features.bar_checks import MISSING_TIME, Int64
-from moola_features.bar_columns import NUMBER, example, parsed_numbers
+from moola_features.bars.checks import MISSING_TIME, Int64
+from moola_features.bars.columns import NUMBER, example, parsed_numbers
 from moola_features.errors import BarsError
 
 # Epoch numbers: the magnitude below which one is read in each unit, and the unit in ns.

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from moola_features.config import FeatureConfig
 from moola_features.errors import MoolaError, StoreError, StoreNotFoundError
-from moola_features.mapping import map_files
-from moola_features.store_format import (
+from moola_features.store.layout import (
     CHUNK_BARS,
     FORMAT,
     FORMAT_VERSION,
@@ -24,6 +23,7 @@ from moola_features.store_format import (
     bar_arrays,
     chunk_path,
 )
+from moola_features.store.mapping import map_files
 from moola_features.times import TimeLike, time_text
 from moola_features.windows import Windows
 

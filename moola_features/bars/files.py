@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from moola_features.bar_checks import FIELDS
 from moola_features.bars import Bars
+from moola_features.bars.checks import FIELDS
 from moola_features.errors import BarsError, BarsNotFoundError
 
 _HEAD_BYTES = 65_536
