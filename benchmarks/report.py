@@ -19,6 +19,7 @@ SECTIONS = {
     "test_windows": "Windows",
     "test_stream": "Stream",
     "test_startup": "Starting, opening, checking",
+    "test_loaders": "Batches for training",
 }
 _SCALES = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
