@@ -161,9 +161,11 @@ def build(
             keep = _is_up_to_date(target, config, {**settings, "sha256": opened.sha256()})
     if keep:
         return BuildReport(target, summarise(target), clock.report(), up_to_date=True)
-    began = time.perf_counter()
-    kernel.load()
-    clock.seconds["compile" if kernel.was_compiled else "import"] += time.perf_counter() - began
+    if not kernel.is_loaded:
+        began = time.perf_counter()
+        kernel.load()
+        stage = "compile" if kernel.was_compiled else "import"
+        clock.seconds[stage] += time.perf_counter() - began
     with replaced_folder(target) as folder, ThreadPoolExecutor(1) as background:
         if _identity(target) != found and not force:
             raise StoreError(f"{target} was built by another process meanwhile; build again")

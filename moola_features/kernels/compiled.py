@@ -71,6 +71,11 @@ class Kernel:
         self._compiled: Callable[..., Any] | None = None
         self._guard = threading.Lock()
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether :meth:`load` has nothing left to do."""
+        return self._compiled is not None
+
     def load(self) -> Callable[..., Any]:
         """Return the compiled function; it takes exactly the declared types."""
         if self._compiled is None:
