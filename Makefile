@@ -40,7 +40,7 @@ chart: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "moola needs Python 3.11 or newer; try make PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv "$(VENV)" 2>/dev/null || $(PYTHON) -m venv --clear --without-pip "$(VENV)"
+	$(PYTHON) -m venv "$(VENV)" >/dev/null 2>&1 || $(PYTHON) -m venv --clear --without-pip "$(VENV)"
 	if [ -x "$(VENV)/bin/pip" ]; then set -- $(PY) -m pip; \
 	else set -- $(PYTHON) -m pip --python $(PY); fi; \
 	"$$@" install --quiet --disable-pip-version-check -e '.[charts,train,dev]' -c constraints.txt

@@ -90,7 +90,8 @@ class TestFullDisk:
     def test_a_disk_that_is_really_full(self, tmp_path):
         """A file system of 12 MiB of our own, with ever less room on it."""
         source = write(walk(300), tmp_path / "bars.parquet")
-        command = f"mount -t tmpfs -o size=12m tmpfs {tmp_path}/disk && exec {shlex.quote(sys.executable)} -c"
+        disk, python = shlex.quote(f"{tmp_path}/disk"), shlex.quote(sys.executable)
+        command = f"mount -t tmpfs -o size=12m tmpfs {disk} && exec {python} -c"
         (tmp_path / "disk").mkdir()
         found = subprocess.run(
             ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{command} "$0" "$@"',

@@ -132,6 +132,7 @@ class TestReplacing:
         kernel_of = builder.kernel_of
 
         class SlowKernel:
+            is_loaded = False
             was_compiled = True
 
             def load(self) -> None:  # what another process does while this one compiles

@@ -318,7 +318,7 @@ class TestGather:
             small.gather(rows)
 
     @kernels
-    def test_nothing(self, small, store):
+    def test_nothing(self, small):
         assert small.gather([]).shape == (0, 3, 2)
         assert small[3:3].shape == (0, 3, 2)
         assert small.gather([], out=np.empty((0, 3, 2), np.float32)).shape == (0, 3, 2)
