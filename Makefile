@@ -34,7 +34,7 @@ bench: $(INSTALLED)
 chart: $(INSTALLED)
 	mkdir -p "$(DEMO)"
 	$(MOOLA) build data/sample.parquet -o "$(DEMO)/sample.zarr"
-	$(MOOLA) show "$(DEMO)/sample.zarr" -o docs/chart.png --bars 240
+	$(MOOLA) show "$(DEMO)/sample.zarr" -o docs/chart.png --at "2020-01-16 03:20" --bars 240
 
 # Debian splits ensurepip off its Python: there, the system's pip installs into the environment.
 $(INSTALLED): pyproject.toml constraints.txt

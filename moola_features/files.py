@@ -122,13 +122,14 @@ class _Held:
         handle = os.open(folder, flags)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError:
             os.close(handle)
-            if not isinstance(error, BlockingIOError):
-                raise
             raise OutputError(
                 f"{self._target} is being built by another process; wait for it, or stop it first"
             ) from None
+        except BaseException:
+            os.close(handle)
+            raise
         self._handles.append(handle)
 
     def has(self, folder: Path) -> bool:
@@ -159,12 +160,18 @@ def _clear_or_make(folder: Path, held: _Held) -> None:
     # Between making, opening and locking it, its owner may have moved it into place: once more.
     while not held.has(folder):
         held.let_go()
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
         try:
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
             held.take(folder)
+        except KeyboardInterrupt:
+            # Made, perhaps, and not yet locked: lock it, so that it is removed on the way out.
+            with contextlib.suppress(OSError):
+                held.take(folder)
+            raise
         except FileNotFoundError:
-            continue
+            if not folder.parent.is_dir():
+                raise
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise

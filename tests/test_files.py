@@ -161,6 +161,33 @@ class TestFolder:
             raise AssertionError("it never got through")
         assert n > 1 or (name == "rename" and standing)  # folders are swapped by another call
 
+    @pytest.mark.parametrize("standing", [False, True])
+    @pytest.mark.parametrize(
+        ("module", "name"),
+        [(os, "mkdir"), (os, "open"), (fcntl, "flock")],
+        ids=["mkdir", "open", "flock"],
+    )
+    def test_interrupted_as_it_begins(self, tmp_path, monkeypatch, module, name, standing):
+        """The call succeeds, and Ctrl-C comes before anything else."""
+        if standing:
+            make(tmp_path / "x", "old")
+        before = tree(tmp_path)
+        function, calls = getattr(module, name), []
+
+        def interrupted(*arguments: object, **options: object) -> object:
+            result = function(*arguments, **options)
+            calls.append(name)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+            return result
+
+        monkeypatch.setattr(module, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "x", "new")
+        monkeypatch.undo()
+        assert tree(tmp_path) == before
+        assert ".x.building" not in names_in(tmp_path)
+
     def test_interrupted_while_the_old_one_is_removed(self, tmp_path, monkeypatch):
         make(tmp_path / "x", "old")
         removing = Nth(shutil.rmtree, 1, KeyboardInterrupt())
