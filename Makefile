@@ -6,6 +6,7 @@ BARS ?= 1800000
 
 PY = "$(VENV)/bin/python"
 MOOLA = $(PY) -m moola_features
+TRAIN = $(PY) -m moola_train
 INSTALLED = $(VENV)/.installed
 
 .PHONY: demo test lint bench chart clean
@@ -16,6 +17,11 @@ demo: $(INSTALLED)
 	$(MOOLA) build "$(DEMO)/bars.parquet" -o "$(DEMO)/bars.zarr"
 	$(MOOLA) verify "$(DEMO)/bars.zarr" --against "$(DEMO)/bars.parquet"
 	$(MOOLA) show "$(DEMO)/bars.zarr" -o "$(DEMO)/chart.html"
+	$(TRAIN) split --labels "$(DEMO)/labels.parquet" --store "$(DEMO)/bars.zarr" \
+		-o "$(DEMO)/split.json"
+	$(TRAIN) fit "$(DEMO)/bars.zarr" --labels "$(DEMO)/labels.parquet" \
+		--split "$(DEMO)/split.json" --run "$(DEMO)/run" --resume auto \
+		--preset jade-span --epochs 15 --set optimiser.learning_rate=3e-3
 
 test: $(INSTALLED)
 	$(PY) -m pytest
