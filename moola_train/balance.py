@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from moola_train.distributed import mean_over_processes
 from moola_train.errors import ConfigError
 
 MOMENTUM = 0.95
@@ -149,7 +150,8 @@ class RunningMean(Balance):
 
     def _weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.training:
-            self._update(torch.stack([losses[term].detach() for term in self.terms]))
+            values = torch.stack([losses[term].detach() for term in self.terms])
+            self._update(mean_over_processes(values))
         # A copy, since the next step changes the means in place while this graph may still live.
         scales = self.means.clone().unbind()
         return {

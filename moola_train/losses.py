@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moola_train.distributed import share_of_count
+
 POINTER_DELTA = 0.08  # of a window, 8.3 bars: where the Huber loss turns from square to straight
 COUNTDOWN_DELTA = 1.0
 RECONSTRUCTION_DELTA = 1.0
@@ -37,7 +39,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, -1])).exp().item()
     4.0
     """
-    return _mean(-_log_probability(logits, target), target >= 0)
+    return known_mean(-_log_probability(logits, target), target >= 0)
 
 
 def focal(
@@ -76,7 +78,7 @@ def focal(
     terms = -((-torch.expm1(log_share)) ** gamma) * log_share
     if alpha is not None:
         terms = terms * alpha.to(terms)[target.clamp(min=0)]
-    return _mean(terms, target >= 0)
+    return known_mean(terms, target >= 0)
 
 
 def pointer_huber(prediction: Tensor, target: Tensor, delta: float = POINTER_DELTA) -> Tensor:
@@ -135,7 +137,7 @@ def span_bce(logits: Tensor, target: Tensor, pos_weight: Tensor | float = 1.0) -
     inside = torch.where(known, target, 0.0).to(values)
     # -log sigmoid(x) = softplus(-x), which neither overflows nor loses its tail.
     missed = pos_weight * inside * functional.softplus(-values)
-    return _mean(missed + (1 - inside) * functional.softplus(values), known)
+    return known_mean(missed + (1 - inside) * functional.softplus(values), known)
 
 
 def countdown_huber(prediction: Tensor, target: Tensor, delta: float = COUNTDOWN_DELTA) -> Tensor:
@@ -222,12 +224,13 @@ def _log_probability(logits: Tensor, target: Tensor) -> Tensor:
 def _huber(prediction: Tensor, target: Tensor, known: Tensor, delta: float) -> Tensor:
     wanted = torch.where(known, target, 0.0)
     values = _full(prediction)
-    return _mean(functional.huber_loss(values, wanted.to(values), "none", delta), known)
+    return known_mean(functional.huber_loss(values, wanted.to(values), "none", delta), known)
 
 
-def _mean(terms: Tensor, known: Tensor) -> Tensor:
-    """Mean of the known terms; 0 where none is."""
-    return (terms * known).sum() / known.sum().clamp(min=1)
+def known_mean(terms: Tensor, known: Tensor) -> Tensor:
+    """Mean of the known terms, 0 where none is; among processes of the joint batch's."""
+    count = share_of_count(known.sum())
+    return (terms * known).sum() / torch.where(count > 0, count, 1)
 
 
 def _full(values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moola_train import losses
 from moola_train.crf import INSIDE, NUM_TAGS, SpanCrf
 from moola_train.heads.base import Batch, Head, HeadInput, HeadSettings, register
 from moola_train.initial import log_odds, start_at
@@ -33,7 +34,7 @@ class SpanCrfHead(Head):
         labelled = span.isfinite().all(dim=1)
         path = torch.where(labelled.unsqueeze(1), span, 0.0).round().long()
         per_window = self.crf.negative_log_likelihood(output, path) / span.shape[1]
-        return torch.where(labelled, per_window, 0.0).sum() / labelled.sum().clamp_min(1)
+        return losses.known_mean(per_window, labelled)
 
     def initialise(self, priors: TargetPriors) -> None:
         """Start at independent bars that lie inside with the share p."""
