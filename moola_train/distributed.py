@@ -1,8 +1,8 @@
 """Several processes that train one model: as one process would on the joint batch.
 
-`torchrun --nproc-per-node=2 -m moola_train fit ...` starts them. Every process holds the whole
-model and its share of each batch. A loss is divided by the joint number of labelled items, so that the
-sum of the processes' gradients is the gradient of the joint batch, whoever got the labels.
+`torchrun --nproc-per-node=2 -m moola_train fit ...` starts them. Each holds the whole model and
+its share of every batch. A loss is divided by the joint number of labelled items, so that the mean
+of the processes' gradients is the gradient of the joint batch, whoever got the labels.
 """
 
 from __future__ import annotations
