@@ -1,7 +1,8 @@
 """Augmentations of training windows, each with a probability of its own.
 
 They act on a batch on its device and draw from PyTorch's generator, which the loop seeds at every
-step. Targets move along where a window's content does. Validation never passes through here.
+step. Where bars move, the expansion moves along, and its targets are made anew. Validation never
+passes through here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from moola_train.config import AugmentConfig
+from moola_train.errors import ConfigError
+from moola_train.targets import COUNTDOWN_REACH
 
 JITTER = 0.03  # of a feature's spread within the window
 WARP_KNOTS = 4
@@ -20,6 +23,9 @@ WINDOW_SCALES = (0.5, 2.0)
 MIXUP_ALPHA = 0.2
 
 Batch = dict[str, Tensor]
+
+# What may be in a batch whose bars move: it stays true, or is made anew.
+_MOVABLE = {"features", "index", "type", "start", "end", "pointers", "span", "countdown"}
 
 
 class Augment:
@@ -38,16 +44,24 @@ class Augment:
     def __call__(self, batch: Batch) -> Batch:
         """Return a batch of the same shapes; the one given is not changed."""
         config = self._config
-        features = batch["features"]
         for probability, change in (
             (config.jitter, jitter),
             (config.magnitude_warp, magnitude_warp),
-            (config.window_warp, window_warp),
-            (config.time_warp, time_warp),
         ):
             if probability > 0:
-                features = torch.where(_chosen(features, probability), change(features), features)
-        batch = {**batch, "features": features}
+                features = batch["features"]
+                chosen = _chosen(features, probability)
+                batch = {**batch, "features": torch.where(chosen, change(features), features)}
+        for name, probability, draw in (
+            ("window_warp", config.window_warp, window_warp),
+            ("time_warp", config.time_warp, time_warp),
+        ):
+            if probability > 0:
+                _require_movable(batch, name)
+                places = draw(batch["features"])
+                still = torch.arange(len(places), device=places.device, dtype=places.dtype)
+                chosen = _chosen(batch["features"], probability).squeeze(2)
+                batch = resample(batch, torch.where(chosen, places, still.unsqueeze(1)))
         return mixup(batch, config.mixup) if config.mixup > 0 else batch
 
 
@@ -76,10 +90,11 @@ def magnitude_warp(features: Tensor) -> Tensor:
 
 
 def window_warp(features: Tensor) -> Tensor:
-    """Stretch or squeeze a tenth of the window and resample the rest; ``[T, B, F]``.
+    """Places to read at so that a tenth of the window is stretched or squeezed; ``[T, B]``.
 
-    Le Guennec, Malinowski and Tavenard, 2016. A bar moves by at most a tenth of the window; a
-    random tenth is chosen for each window.
+    Le Guennec, Malinowski and Tavenard, Data Augmentation for Time Series Classification using
+    Convolutional Neural Networks, 2016. A bar moves by at most a tenth of the window; a random
+    tenth is chosen for each window.
     """
     length, num_windows, _ = features.shape
     device = features.device
@@ -89,13 +104,81 @@ def window_warp(features: Tensor) -> Tensor:
     scale = torch.where(torch.rand(num_windows, device=device) < 0.5, low, high)
     ticks = torch.arange(length, device=device).unsqueeze(1)  # [T, 1]
     pace = torch.where((ticks >= first) & (ticks < first + size), 1 / scale, 1.0)  # [T, B]
-    return _resampled(features, pace)
+    return _places(pace)
 
 
 def time_warp(features: Tensor) -> Tensor:
-    """Let time run faster and slower along a smooth curve; ``[T, B, F]``. Um et al., 2017."""
+    """Places to read at so that time runs along a smooth curve; ``[T, B]``. Um et al., 2017."""
     knots = 1 + WARP_SPREAD * torch.randn(1, features.shape[1], WARP_KNOTS, device=features.device)
-    return _resampled(features, _curve(knots, features.shape[0])[0].T.clamp(min=0.1))
+    return _places(_curve(knots, features.shape[0])[0].T.clamp(min=0.1))
+
+
+def resample(batch: Batch, places: Tensor) -> Batch:
+    """Read windows at other places, and move their expansions along.
+
+    Parameters
+    ----------
+    batch
+        ``features`` ``[T, B, F]``; ``start`` and ``end`` with the targets that follow from them.
+    places
+        float ``[T, B]``: for each new bar where to read, from 0 to T - 1, never falling.
+
+    Returns
+    -------
+    dict of Tensor
+        Features between two bars by linear interpolation. An edge goes to the new bar that is
+        read nearest to it; targets of windows whose edges stay are left as they are.
+
+    Examples
+    --------
+    >>> batch = {"features": torch.arange(4.0).view(4, 1, 1)}
+    >>> batch |= {"start": torch.tensor([1]), "end": torch.tensor([2])}
+    >>> moved = resample(batch, torch.tensor([[0.0], [0.5], [1.0], [3.0]]))
+    >>> moved["features"].flatten().tolist(), moved["start"].tolist(), moved["end"].tolist()
+    ([0.0, 0.5, 1.0, 3.0], [2], [2])
+    """
+    features = batch["features"]
+    length = features.shape[0]
+    before = places.floor().clamp(0, length - 2).long()  # [T, B]
+    share = (places - before).unsqueeze(2)
+    index = before.unsqueeze(2).expand(-1, -1, features.shape[2])
+    read = features.gather(0, index) * (1 - share) + features.gather(0, index + 1) * share
+    batch = {**batch, "features": read}
+    return _moved(batch, places) if "start" in batch else batch
+
+
+def _moved(batch: Batch, places: Tensor) -> Batch:
+    """Targets as :func:`moola_train.targets.make_targets` would make them of the moved edges."""
+    length = len(places)
+    edges = {}
+    for name in ("start", "end"):
+        nearest = (places - batch[name]).abs().argmin(dim=0)  # [B]
+        edges[name] = torch.where(batch[name] >= 0, nearest, batch[name])
+    start, end = edges["start"].unsqueeze(1), edges["end"].unsqueeze(1)  # [B, 1]
+    stays = (start == batch["start"].unsqueeze(1)) & (end == batch["end"].unsqueeze(1))
+    position = torch.arange(length, device=places.device)
+    ahead = (start - position).clamp(-COUNTDOWN_REACH, COUNTDOWN_REACH).double()
+    made = {
+        "pointers": torch.cat([(start + end).double() / 2, (end - start).double()], 1)
+        / (length - 1),
+        "span": (position >= start) & (position <= end),
+        "countdown": (ahead + COUNTDOWN_REACH) / (2 * COUNTDOWN_REACH),
+    }
+    targets = {
+        name: torch.where(stays, batch[name], values.to(batch[name].dtype))
+        for name, values in made.items()
+        if name in batch
+    }
+    return {**batch, **edges, **targets}
+
+
+def _require_movable(batch: Batch, name: str) -> None:
+    fixed = sorted(set(batch) - _MOVABLE)
+    if fixed:
+        raise ConfigError(
+            f"augment.{name} moves bars, and {fixed[0]!r} of a batch cannot move along; set "
+            f"augment.{name} = 0"
+        )
 
 
 def mixup(batch: Batch, probability: float) -> Batch:
@@ -106,8 +189,10 @@ def mixup(batch: Batch, probability: float) -> Batch:
     """
     features = batch["features"]
     num_windows = features.shape[1]
-    beta = torch.distributions.Beta(MIXUP_ALPHA, MIXUP_ALPHA).sample((num_windows,))
-    own = torch.maximum(beta, 1 - beta).to(features).view(1, -1, 1)
+    alpha = torch.full((num_windows,), MIXUP_ALPHA, device=features.device)
+    # Checking its arguments, the distribution would wait for the device.
+    beta = torch.distributions.Beta(alpha, alpha, validate_args=False).sample()
+    own = torch.maximum(beta, 1 - beta).view(1, -1, 1)
     other = features[:, torch.randperm(num_windows, device=features.device)]
     mixed = own * features + (1 - own) * other
     return {**batch, "features": torch.where(_chosen(features, probability), mixed, features)}
@@ -118,12 +203,7 @@ def _curve(knots: Tensor, length: int) -> Tensor:
     return functional.interpolate(knots, size=length, mode="linear", align_corners=True)
 
 
-def _resampled(features: Tensor, pace: Tensor) -> Tensor:
-    """Read the features at places that advance by a pace ``[T, B]``, from first bar to last."""
-    length = features.shape[0]
+def _places(pace: Tensor) -> Tensor:
+    """Places that advance by a pace ``[T, B]`` above 0, from the first bar to the last."""
     place = torch.cumsum(pace, dim=0) - pace[:1]
-    place = place * (length - 1) / place[-1:].clamp(min=1e-6)
-    before = place.floor().clamp(0, length - 2).long()  # [T, B]
-    share = (place - before).unsqueeze(2)
-    index = before.unsqueeze(2).expand(-1, -1, features.shape[2])
-    return features.gather(0, index) * (1 - share) + features.gather(0, index + 1) * share
+    return place * (len(pace) - 1) / place[-1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from moola_train.errors import CheckpointError
 
 VERSION = 1
 
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile, EOFError, ValueError)
+# What PyTorch raises for a file that is cut off, no checkpoint, or one that would run code.
+_UNREADABLE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError,
+    KeyError, IndexError, AttributeError, TypeError, OverflowError, AssertionError,
+)  # fmt: skip
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -50,6 +55,10 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}; train first, or name another") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror or error}; name a checkpoint file"
+        ) from error
     except _UNREADABLE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
@@ -57,5 +66,34 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         ) from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path} has version {found!r}, this moola reads {VERSION}")
+        raise CheckpointError(
+            f"{path} has version {found!r}, this moola reads {VERSION}; train again"
+        )
     return state
+
+
+def require_same_model(state: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another model.
+
+    Parameters
+    ----------
+    state
+        A checkpoint, with ``preset`` and ``settings`` among its parts.
+    wanted
+        The preset's name and the settings of the model that is to go on.
+    path
+        Where the checkpoint was read, for the message.
+
+    Raises
+    ------
+    CheckpointError
+        The first setting that differs.
+    """
+    settings = state.get("settings")
+    saved = {"preset": state.get("preset"), **(settings if isinstance(settings, dict) else {})}
+    for name, value in wanted.items():
+        if saved.get(name) != value:
+            raise CheckpointError(
+                f"{path} is of a model with {name} = {saved.get(name)!r}, not {value!r}; give the "
+                "settings that it was trained with, or name another run folder"
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,10 +13,13 @@ from moola_features import __version__
 from moola_features.command import CONTEXT, command_of, json_option, run
 from moola_features.terminal import count, print_fields, print_json, print_table
 from moola_train.config import DEVICES, PRECISIONS, RunConfig
+from moola_train.pretrain_config import OBJECTIVES, PretrainConfig
 
 if TYPE_CHECKING:
     from moola_features.store import Store
     from moola_train.fit import FitReport
+    from moola_train.loop import Outcome
+    from moola_train.pretrain import PretrainReport
 
 _PATH = click.Path(path_type=Path)
 
@@ -28,6 +31,17 @@ def cli() -> None:
 
 
 _command = command_of(cli)
+
+
+def _run_options(function: Callable[..., None]) -> Callable[..., None]:
+    resume = click.option(
+        "--resume", type=click.Choice(["never", "auto"]), default="never", show_default=True,
+        help="auto: go on from the folder's last checkpoint, if there is one.",
+    )  # fmt: skip
+    folder = click.option(
+        "--run", "run_path", type=_PATH, default="run", show_default=True, help="Folder of the run."
+    )
+    return folder(resume(function))
 
 
 @_command
@@ -129,11 +143,17 @@ _FLAGS = {
     "preset": "model.preset", "epochs": "loop.epochs", "batch_size": "data.batch_size",
     "seed": "loop.seed", "device": "loop.device", "precision": "loop.precision",
     "deterministic": "loop.deterministic", "max_minutes": "loop.max_minutes",
+    "freeze_epochs": "optimiser.freeze_epochs", "unfreeze_lr_scale": "optimiser.unfreeze_lr_scale",
+    "objective": "pretrain.objective", "stride": "pretrain.stride",
 }  # fmt: skip
 
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
-def _config_of(path: Path | None, settings: dict[str, str], flags: dict[str, Any]) -> RunConfig:
-    config = RunConfig() if path is None else RunConfig.from_toml(path)
+
+def _config_of(
+    kind: type[AnyConfig], path: Path | None, settings: dict[str, str], flags: dict[str, Any]
+) -> AnyConfig:
+    config = kind() if path is None else kind.from_toml(path)
     given = {_FLAGS[name]: value for name, value in flags.items() if value is not None}
     return config.override({**settings, **given})
 
@@ -143,8 +163,10 @@ def _config_of(path: Path | None, settings: dict[str, str], flags: dict[str, Any
 @click.option("--labels", type=_PATH, required=True, help="Labelled windows.")
 @click.option("--split", "split_path", type=_PATH, required=True, help="Split of the labels.")
 @click.option("--fold", type=int, default=0, show_default=True)
-@click.option("--run", "run_path", type=_PATH, default="run", show_default=True)
-@click.option("--resume", type=click.Choice(["never", "auto"]), default="never", show_default=True)
+@click.option("--encoder", type=_PATH, help="Encoder file of `pretrain` to start from.")
+@click.option("--freeze-epochs", type=int, help="Train the heads alone for so many epochs.")
+@click.option("--unfreeze-lr-scale", type=float, help="Learning rate of the encoder afterwards.")
+@_run_options
 @_setting_options
 @json_option
 def fit(
@@ -152,6 +174,7 @@ def fit(
     labels: Path,
     split_path: Path,
     fold: int,
+    encoder: Path | None,
     run_path: Path,
     resume: str,
     config: Path | None,
@@ -161,7 +184,7 @@ def fit(
     **flags: Any,
 ) -> None:
     """Fit a model to labelled windows of STORE, or to windows that hold their own prices."""
-    resolved = _config_of(config, settings, flags)
+    resolved = _config_of(RunConfig, config, settings, flags)
     if print_config:
         click.echo(resolved.to_toml(), nl=False)
         return
@@ -171,18 +194,92 @@ def fit(
     with training_progress(resolved.loop.epochs) as report:
         found = fit_model(
             _open(store), labels, split_path, run_path, resolved,
-            fold=fold, resume=resume == "auto", report=report,
+            fold=fold, encoder=encoder, resume=resume == "auto", report=report,
         )  # fmt: skip
     if as_json:
         print_json(found.to_dict())
     else:
         _print_fit(found)
-    if found.outcome.status == "stopped":
-        click.echo(f"stopped at step {found.outcome.step}; go on with --resume auto", err=True)
+    _exit_if_stopped(found.outcome)
+
+
+@_command
+@click.argument("store", type=_PATH)
+@click.option("-o", "--output", type=_PATH, required=True, help="Encoder file (.safetensors).")
+@click.option("--objective", type=click.Choice(OBJECTIVES), help="What is learnt; mae.")
+@click.option("--stride", type=int, help="Bars from one window to the next; 52 when left out.")
+@click.option("--split", "split_path", type=_PATH, help="Read its training period only.")
+@click.option("--labels", type=_PATH, help="Labels that the split was made of.")
+@click.option("--fold", type=int, default=0, show_default=True)
+@_run_options
+@_setting_options
+@json_option
+def pretrain(
+    store: Path,
+    output: Path,
+    split_path: Path | None,
+    labels: Path | None,
+    fold: int,
+    run_path: Path,
+    resume: str,
+    config: Path | None,
+    settings: dict[str, str],
+    print_config: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Pretrain an encoder on windows of STORE that need no labels."""
+    resolved = _config_of(PretrainConfig, config, settings, flags)
+    if print_config:
+        click.echo(resolved.to_toml(), nl=False)
+        return
+    if (split_path is None) != (labels is None):
+        raise click.UsageError("--split and --labels belong together: give both or neither")
+    from moola_train.pretrain import TrainingPeriod
+    from moola_train.pretrain import pretrain as pretrain_encoder
+    from moola_train.progress import training_progress
+
+    opened = _open(store)
+    assert opened is not None
+    period = None
+    if split_path is not None and labels is not None:
+        period = TrainingPeriod.of(opened, labels, split_path, fold)
+    with training_progress(resolved.loop.epochs) as report:
+        found = pretrain_encoder(
+            opened, output, run_path, resolved,
+            period=period, resume=resume == "auto", report=report,
+        )  # fmt: skip
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _print_pretrain(found)
+    _exit_if_stopped(found.outcome)
+
+
+def _exit_if_stopped(outcome: Outcome) -> None:
+    if outcome.status == "stopped":
+        click.echo(f"stopped at step {outcome.step}; go on with --resume auto", err=True)
         sys.exit(1)
 
 
-def _print_fit(report: FitReport) -> None:
+def _print_pretrain(report: PretrainReport) -> None:
+    _print_outcome(report)
+    if not report.columns:
+        return
+    best = report.outcome.best
+    click.echo(f"\nHuber loss of masked steps at its best ({best['watch']}), epoch {best['epoch']}")
+    kinds = ("loss", "mean_floor", "interpolation_floor")
+    overall = {"column": "all", **{kind: best["metrics"][kind]["value"] for kind in kinds}}
+    rows = []
+    for entry in (overall, *report.columns):
+        loss, *floors = (entry[kind] for kind in kinds)
+        shown = (f"{value:.4f}" for value in (loss, *floors))
+        rows.append((entry["column"], *shown, "yes" if loss < min(floors) else "no"))
+    headers = ("column", "loss", "mean", "interpolation", "beats both")
+    print_table(headers, rows, numbers=(1, 2, 3))
+
+
+def _print_outcome(report: FitReport | PretrainReport) -> None:
     outcome = report.outcome
     parts = ", ".join(f"{name} {count(size)}" for name, size in report.parts.items())
     print_fields(
@@ -193,6 +290,11 @@ def _print_fit(report: FitReport) -> None:
             ("parameters", count(report.num_parameters)),
         ],
     )
+
+
+def _print_fit(report: FitReport) -> None:
+    _print_outcome(report)
+    outcome = report.outcome
     if not outcome.best:
         return
     click.echo(f"\nvalidation at its best ({outcome.best['watch']}), epoch {outcome.best['epoch']}")

@@ -7,6 +7,7 @@ A run keeps the resolved tree. Flags of the command line name its leaves, such a
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 import types
 import typing
@@ -110,7 +111,7 @@ class OptimiserConfig:
 class AugmentConfig:
     """Probability of each augmentation for each training window; 0 leaves it out.
 
-    Time warp moves the bars that the pointers name and is off for that reason.
+    Window warp and time warp move bars; the expansion moves along, to the nearest bar.
     """
 
     jitter: float = 0.0
@@ -287,7 +288,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        # JSON's escapes are TOML's, but for the one control character that JSON lets through.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,34 @@ from moola_features import transform_windows
 from moola_features.config import FeatureConfig
 from moola_features.store import Store
 from moola_features.windows import Windows
+from moola_train.assembly import (
+    load_best,
+    make_model,
+    training_order,
+    validation_order,
+    write_weights,
+)
 from moola_train.balance import make_balance
 from moola_train.config import RunConfig
 from moola_train.devices import prepare_device
-from moola_train.errors import LabelsError
+from moola_train.errors import LabelsError, ModelError
 from moola_train.labels import read_labels, require_members
 from moola_train.loaders import WindowLoader
 from moola_train.loop import Loop, Outcome, Report
-from moola_train.models import Model, build
+from moola_train.models import Model
 from moola_train.objectives import Supervised
-from moola_train.order import BatchOrder, inverse_class_counts
-from moola_train.runs import SUMMARY, WEIGHTS, RunFolder
+from moola_train.order import inverse_class_counts
+from moola_train.presets import PRESETS
+from moola_train.runs import SUMMARY, RunFolder
 from moola_train.splits import read_split
-from moola_train.targets import LabelledWindows, TargetPriors, make_targets
+from moola_train.targets import Int64, LabelledWindows, TargetPriors, Targets, make_targets
+from moola_train.transfer import TransferReport, check_card, read_encoder, transfer
 
-VALIDATION_BATCH = 256
+_NO_LABELS = {"reconstruction", "expansion", "swing", "candle"}  # heads for pretraining
+
+FeaturesOf = Callable[[Int64], Windows | NDArray[np.float32]]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,12 +62,15 @@ class FitReport:
         Trainable parameters of the model.
     parts
         Windows in the training and the validation part.
+    transfer
+        What became of each tensor of the encoder file; None without one.
     """
 
     run: Path
     outcome: Outcome
     num_parameters: int
     parts: dict[str, int]
+    transfer: TransferReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
@@ -61,6 +79,7 @@ class FitReport:
             **dataclasses.asdict(self.outcome),
             "num_parameters": self.num_parameters,
             "parts": self.parts,
+            "transfer": None if self.transfer is None else dataclasses.asdict(self.transfer),
         }
 
 
@@ -72,6 +91,7 @@ def fit(
     config: RunConfig | None = None,
     *,
     fold: int = 0,
+    encoder: str | Path | None = None,
     feature_config: FeatureConfig | None = None,
     resume: bool = False,
     report: Report | None = None,
@@ -92,6 +112,9 @@ def fit(
         Settings; the defaults when None.
     fold
         Fold of the split.
+    encoder
+        Encoder file to start from, which `moola_train.pretrain.pretrain` wrote; its tensors must
+        fit the preset's encoder, and its columns be those of this run.
     feature_config
         What to compute of windows that hold their own prices; a store brings its own.
     resume
@@ -107,7 +130,8 @@ def fit(
     Raises
     ------
     TrainError
-        Labels, a split, settings or a run folder that do not fit; the message says which.
+        Labels, a split, settings, an encoder or a run folder that do not fit; the message says
+        which.
     """
     config = config or RunConfig()
     device = prepare_device(config.loop)
@@ -117,19 +141,15 @@ def fit(
     require_members(labels, parts["train"])
     targets = make_targets(labels)
     priors = TargetPriors.of(targets, labels.classes, parts["train"])
-    features = _features(labels, store, feature_config or FeatureConfig())
-    loaders = {
-        name: WindowLoader(
-            features(rows),
-            _order(name, targets["type"][rows], config),
-            device=device,
-            placement=config.data.placement,
-            targets={key: values[rows] for key, values in targets.items()},
-        )
-        for name, rows in parts.items()
-    }
-    num_features = len(store.names if store else (feature_config or FeatureConfig()).names)
-    model = _model(config, num_features, priors).to(device)
+    features_of, columns = _features(labels, store, feature_config or FeatureConfig())
+    loaders = _loaders(config, device, features_of, targets, parts)
+    _require_labelled_heads(config.model.preset)
+    model = make_model(config, len(columns), num_classes=len(priors.classes))
+    model.initialise(priors)
+    moved, encoder_sha256 = None, None
+    if encoder is not None:
+        moved, encoder_sha256 = _transfer(model, encoder, columns, labels)
+    num_parameters = model.to(device).num_parameters  # before any of them is frozen
     balance = make_balance(config.loss.balance, model.heads, log_sigmas=model.log_sigmas)
     run = RunFolder(run_path)
     data = {
@@ -137,6 +157,7 @@ def fit(
         "split_sha256": hashlib.sha256(Path(split_path).read_bytes()).hexdigest(),
         "fold": fold,
         "store": labels.store,
+        "encoder_sha256": encoder_sha256,
     }
     run.begin(config, data, resume=resume)
     loop = Loop(
@@ -150,21 +171,73 @@ def fit(
     found = FitReport(
         run=run.path,
         outcome=outcome,
-        num_parameters=model.num_parameters,
+        num_parameters=num_parameters,
         parts={name: len(rows) for name, rows in parts.items()},
+        transfer=moved,
     )
     run.write_json(SUMMARY, found.to_dict())
-    _write_weights(model, run)
+    if run.writes:
+        load_best(model, run)
+    write_weights(model, run)
     return found
 
 
-def _features(labels: LabelledWindows, store: Store | None, config: FeatureConfig) -> Any:
-    """Return a function from rows of the labels to what a loader reads."""
+def _loaders(
+    config: RunConfig,
+    device: torch.device,
+    features_of: FeaturesOf,
+    targets: Targets,
+    parts: dict[str, Int64],
+) -> dict[str, WindowLoader]:
+    types = targets["type"][parts["train"]]
+    weights = inverse_class_counts(types) if config.data.balanced else None
+    orders = {
+        "train": training_order(len(parts["train"]), config, weights),
+        "val": validation_order(len(parts["val"]), config),
+    }
+    return {
+        name: WindowLoader(
+            features_of(rows),
+            orders[name],
+            device=device,
+            placement=config.data.placement,
+            targets={key: values[rows] for key, values in targets.items()},
+        )
+        for name, rows in parts.items()
+    }
+
+
+def _transfer(
+    model: Model, path: str | Path, columns: tuple[str, ...], labels: LabelledWindows
+) -> tuple[TransferReport, str]:
+    """Load an encoder file into the model; what was done, and the file's digest."""
+    tensors, card = read_encoder(path)
+    check_card(card, columns=columns, warm=labels.anchored, length=labels.length)
+    found = transfer(model, tensors)
+    for line in found.lines():
+        _logger.info("%s", line)
+    return found, card.weights_sha256
+
+
+def _require_labelled_heads(preset: str) -> None:
+    """Refuse a preset that learns from bars: labels hold nothing for its heads."""
+    if preset in PRESETS and (bad := _NO_LABELS.intersection(PRESETS[preset].settings.heads)):
+        fitting = [n for n, p in PRESETS.items() if not _NO_LABELS.intersection(p.settings.heads)]
+        raise ModelError(
+            f"preset {preset!r} is for pretraining, labels say nothing of {', '.join(sorted(bad))};"
+            f" choose one of {', '.join(fitting)}"
+        )
+
+
+def _features(
+    labels: LabelledWindows, store: Store | None, config: FeatureConfig
+) -> tuple[FeaturesOf, tuple[str, ...]]:
+    """Return a function from rows of the labels to what a loader reads, and its columns."""
     if store is None:
         if labels.ohlc is None:
             raise LabelsError("the labels point into a store; give the store as well")
         windows = transform_windows(labels.ohlc, config)
-        return lambda rows: np.ascontiguousarray(windows[rows])
+        return lambda rows: np.ascontiguousarray(windows[rows]), config.names
     assert labels.start_bar is not None
     bars = labels.start_bar[:, None] + np.arange(labels.length)
     bad = np.flatnonzero(~store.valid[bars].all(axis=1))
@@ -174,53 +247,4 @@ def _features(labels: LabelledWindows, store: Store | None, config: FeatureConfi
             f"as do {len(bad) - 1} more; leave them out, or build with fewer warmup_bars"
         )
     starts = labels.start_bar
-    return lambda rows: Windows(store.features, starts[rows], labels.length)
-
-
-def _order(part: str, types: NDArray[np.int64], config: RunConfig) -> BatchOrder:
-    seed = config.loop.seed
-    if part == "val":
-        size = min(VALIDATION_BATCH, len(types))
-        return BatchOrder(len(types), size, seed=seed, shuffle=False, drop_last=False)
-    return BatchOrder(
-        len(types),
-        min(config.data.batch_size, len(types)),
-        seed=seed,
-        weights=inverse_class_counts(types) if config.data.balanced else None,
-    )
-
-
-def _model(config: RunConfig, num_features: int, priors: TargetPriors) -> Model:
-    asked = {
-        "hidden_size": config.model.hidden,
-        "num_layers": config.model.layers,
-        "input_dropout": config.model.input_dropout,
-        "head_dropout": config.model.head_dropout,
-    }
-    overrides = {name: value for name, value in asked.items() if value is not None}
-    if config.model.recurrent_dropout:
-        overrides["recurrent_dropout"] = config.model.recurrent_dropout
-    if config.model.position:
-        overrides["position"] = True
-    if config.loss.type_loss == "focal":
-        overrides["focal_gamma"] = config.loss.focal_gamma
-    if config.loss.balance != "kendall":
-        overrides["log_sigmas"] = False
-    torch.manual_seed(config.loop.seed)
-    model = build(
-        config.model.preset,
-        num_features=num_features, num_classes=len(priors.classes), **overrides,
-    )  # fmt: skip
-    model.initialise(priors)
-    return model
-
-
-def _write_weights(model: Model, run: RunFolder) -> None:
-    from safetensors.torch import save
-
-    if run.writes:
-        from moola_features.files import replaced_file
-
-        weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-        with replaced_file(run.file(WEIGHTS)) as beside:
-            beside.write_bytes(save({k: v.contiguous() for k, v in weights.items()}))
+    return lambda rows: Windows(store.features, starts[rows], labels.length), store.names

@@ -123,7 +123,10 @@ class MaskedAutoencoder:
         return dict(self._metrics({name: (t / count).cpu().numpy() for name, t in totals.items()}))
 
     def _metrics(self, errors: dict[str, NDArray[np.float64]]) -> Iterator[tuple[str, Metric]]:
-        places = [("", slice(None)), *((f".{c}", slice(i, i + 1)) for i, c in enumerate(self._columns))]
+        places = [
+            ("", slice(None)),
+            *((f".{c}", slice(i, i + 1)) for i, c in enumerate(self._columns)),
+        ]
         for suffix, place in places:
             found = {name: float(values[place].mean()) for name, values in errors.items()}
             floor = min(found[MEAN], found[INTERPOLATION])

@@ -15,13 +15,22 @@ from moola_train.models import Model
 ENCODER, HEADS = "encoder", "heads"
 
 
-def make_optimiser(
-    model: Model, balance: nn.Module, config: OptimiserConfig, device: torch.device
-) -> torch.optim.AdamW:
-    """Make AdamW: weight decay for matrices only, a learning rate of its own for the encoder.
+class SkippingAdamW(torch.optim.AdamW):
+    """AdamW whose fused update is left out where ``found_inf``, a scalar on the device, is 1.
 
-    Biases, norms and log sigmas are not decayed: decay would pull them to values that mean
-    something (Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019).
+    These are the attributes by which PyTorch's gradient scaler speaks to an optimiser. Deciding
+    on the device spares the host a wait at every step.
+    """
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+
+def make_optimiser(model: Model, balance: nn.Module, config: OptimiserConfig) -> SkippingAdamW:
+    """Make AdamW: decay for weight matrices only, a learning rate of its own for the encoder.
+
+    Biases, norms, log sigmas and a CRF's scores are not decayed: decay would pull them to values
+    that mean something (Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019).
 
     Parameters
     ----------
@@ -29,8 +38,6 @@ def make_optimiser(
         Whatever they train; a parameter that both hold is trained once.
     config
         Learning rate and weight decay.
-    device
-        On CUDA and CPU alike the fused kernel is used.
     """
     groups: dict[tuple[str, bool], list[Tensor]] = {}
     seen: set[int] = set()
@@ -38,19 +45,33 @@ def make_optimiser(
         if id(parameter) not in seen:
             seen.add(id(parameter))
             part = ENCODER if name.startswith("encoder.") else HEADS
-            groups.setdefault((part, parameter.ndim >= 2), []).append(parameter)
-    return torch.optim.AdamW(
+            groups.setdefault((part, decays(name, parameter)), []).append(parameter)
+    return SkippingAdamW(
         [
             {
                 "params": parameters,
                 "part": part,
-                "weight_decay": config.weight_decay if decays else 0.0,
+                "weight_decay": config.weight_decay if decayed else 0.0,
             }
-            for (part, decays), parameters in groups.items()
+            for (part, decayed), parameters in groups.items()
         ],
         lr=config.learning_rate,
-        fused=device.type in {"cuda", "cpu"},
+        fused=True,
     )
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay is for a parameter: a matrix that is multiplied with, by its name.
+
+    Examples
+    --------
+    >>> matrix, vector = torch.zeros(2, 2), torch.zeros(2)
+    >>> decays("encoder.lstm.weight_hh_l0", matrix), decays("encoder.lstm.bias_hh_l0", vector)
+    (True, False)
+    >>> decays("heads.span_crf.crf.transitions", matrix)
+    False
+    """
+    return parameter.ndim >= 2 and "weight" in name.rpartition(".")[2]
 
 
 def _named(model: Model, balance: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -80,13 +101,15 @@ class Schedule:
 
     def rates(self, step: int) -> dict[str, float]:
         """Learning rate of encoder and heads at a step, from 0."""
-        config = self._config
-        rate = config.learning_rate * self._share(step)
-        encoder = rate
-        if config.freeze_epochs:
-            thawed = step >= config.freeze_epochs * self._steps_per_epoch
-            encoder = rate * config.unfreeze_lr_scale if thawed else 0.0
-        return {ENCODER: encoder, HEADS: rate}
+        rate = self._config.learning_rate * self._share(step)
+        if not self._config.freeze_epochs:
+            return {ENCODER: rate, HEADS: rate}
+        thawed = 0.0 if self.freezes(step) else self._config.unfreeze_lr_scale
+        return {ENCODER: rate * thawed, HEADS: rate}
+
+    def freezes(self, step: int) -> bool:
+        """Whether only the heads are trained at a step."""
+        return step < self._config.freeze_epochs * self._steps_per_epoch
 
     def observe(self, loss: float) -> None:
         """Take note of a validation loss: on a plateau the learning rate falls."""
@@ -156,6 +179,8 @@ class Average:
 
     @torch.no_grad()
     def load_state_dict(self, state: list[Tensor]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`; ValueError if that is of other parameters."""
+        if len(state) != len(self._kept):
+            raise ValueError(f"it averages {len(state)} parameters, this run {len(self._kept)}")
         for kept, saved in zip(self._kept, state, strict=True):
             kept.copy_(saved)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from moola_train.loop import Report
@@ -13,6 +15,8 @@ from moola_train.loop import Report
 @contextlib.contextmanager
 def training_progress(num_epochs: int) -> Iterator[Report]:
     """Show loss, speed, memory and the share of time spent waiting for data.
+
+    Meanwhile what is logged or warned of appears above, a line each.
 
     Yields
     ------
@@ -26,7 +30,7 @@ def training_progress(num_epochs: int) -> Iterator[Report]:
         TextColumn("epoch {task.completed:g}/{task.total:g}"),
         BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[story]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(file=sys.stderr)) as bars:
+    with Progress(*columns, console=Console(file=sys.stderr, soft_wrap=True)) as bars:
         task = bars.add_task("fit", total=num_epochs, story="")
         story: dict[str, str] = {}
 
@@ -34,7 +38,26 @@ def training_progress(num_epochs: int) -> Iterator[Report]:
             story.update(_shown(record))
             bars.update(task, completed=record["epoch"], story=", ".join(story.values()))
 
-        yield report
+        with _told(lambda line: bars.console.print(line, markup=False, highlight=False)):
+            yield report
+
+
+@contextlib.contextmanager
+def _told(say: Callable[[str], None]) -> Iterator[None]:
+    """Let what the training layer logs or warns of be said in lines of its own."""
+    handler = logging.Handler()
+    handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("moola_train")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_others, **_more: say(f"warning: {message}")
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 def _shown(record: dict[str, Any]) -> dict[str, str]:

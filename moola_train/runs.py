@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -53,18 +55,18 @@ class RunFolder:
         """
         known = self.file(DATA)
         if known.exists():
-            before = json.loads(known.read_text(encoding="utf-8"))
             if not resume:
                 raise RunError(
                     f"{self.path} holds a run; go on with --resume auto, or name another"
                 )
+            before = _read_json(known)
             for name, value in data.items():
                 if before.get(name) != value:
                     raise RunError(
                         f"{self.path} was run on {name} = {before.get(name)!r}, not {value!r}; "
                         "name another folder"
                     )
-            saved = RunConfig.from_toml(self.file(CONFIG))
+            saved = type(config).from_toml(self.file(CONFIG))
             _require_same(saved, config, self.path)
         self.write_text(CONFIG, config.to_toml())
         self.write_json(ENVIRONMENT, environment())
@@ -78,13 +80,13 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the run's files as JSON."""
-        self.write_text(name, json.dumps(value, indent=2) + "\n")
+        self.write_text(name, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         if self.writes:
             with self.file(METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Lines of metrics.jsonl; a last line that was cut off is passed over."""
@@ -95,9 +97,9 @@ class RunFolder:
                 except ValueError:
                     return
 
-    def forget_after(self, step: int) -> None:
-        """Drop what was logged after a step: a resumed run logs it again."""
-        kept = [json.dumps(record) for record in self.records() if record["step"] <= step]
+    def keep_records(self, count: int) -> None:
+        """Drop all but the first lines of metrics.jsonl: a resumed run logs the others again."""
+        kept = [json.dumps(record) for record in itertools.islice(self.records(), count)]
         self.write_text(METRICS, "".join(f"{line}\n" for line in kept))
 
 
@@ -117,6 +119,25 @@ def _require_same(saved: RunConfig, asked: RunConfig, path: Path) -> None:
                     f"{path} was run with {section}.{name} = {value!r}, not "
                     f"{now[section][name]!r}; name another folder, or leave the setting as it was"
                 )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON: {error}; name another run folder") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path} holds no JSON object; name another run folder")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null instead."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment() -> dict[str, Any]:

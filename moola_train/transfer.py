@@ -135,7 +135,7 @@ def write_encoder(path: str | Path, model: Model, card: EncoderCard) -> EncoderC
     """
     from safetensors.torch import save
 
-    target = _weights_path(path)
+    target = encoder_path(path)
     kept = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
@@ -161,7 +161,7 @@ def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], EncoderCard]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    source = _weights_path(path)
+    source = encoder_path(path)
     try:
         content = source.read_bytes()
     except OSError as error:
@@ -215,7 +215,9 @@ def transfer(model: Model, tensors: Mapping[str, Tensor]) -> TransferReport:
     (16, 'no part of the encoder')
     """
     own = {PREFIX + name: tensor for name, tensor in model.encoder.state_dict().items()}
-    given = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    # In the model's order: a safetensors file has none.
+    others = [name for name in tensors if name.startswith(PREFIX) and name not in own]
+    given = {name: tensors[name] for name in (*own, *others) if name in tensors}
     faults = [f"{name} is missing" for name in own if name not in given]
     for name, tensor in given.items():
         if name not in own:
@@ -225,16 +227,16 @@ def transfer(model: Model, tensors: Mapping[str, Tensor]) -> TransferReport:
         elif not bool(torch.isfinite(tensor).all()):
             faults.append(f"{name} holds values that are not finite")
     if faults:
-        others = f", and {len(faults) - 1} more tensors do not fit" if len(faults) > 1 else ""
+        rest = f", and {len(faults) - 1} more tensors do not fit" if len(faults) > 1 else ""
         raise ModelError(
-            f"the encoder does not fit: {faults[0]}{others}; build the model with the encoder's "
+            f"the encoder does not fit: {faults[0]}{rest}; build the model with the encoder's "
             "hidden size, layers and columns"
         )
     with torch.no_grad():
         for name, tensor in given.items():
             own[name].copy_(tensor)
     refused = {name: "no part of the encoder" for name in tensors if name not in given}
-    return TransferReport(tuple(given), refused)
+    return TransferReport(tuple(own), refused)
 
 
 def check_card(card: EncoderCard, *, columns: tuple[str, ...], warm: bool, length: int) -> None:
@@ -294,7 +296,14 @@ def _shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def _weights_path(path: str | Path) -> Path:
+def encoder_path(path: str | Path) -> Path:
+    """Refuse a path that is no encoder file's, before anything is trained for it.
+
+    Raises
+    ------
+    CheckpointError
+        Another suffix than ``.safetensors``.
+    """
     target = Path(path)
     if target.suffix != ".safetensors":
         raise CheckpointError(f"encoder {target} must be a name that ends in .safetensors")

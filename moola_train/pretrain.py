@@ -1,0 +1,309 @@
+"""Pretrain an encoder on windows of a store: from bars without labels to an encoder file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moola_features.files import require_folder
+from moola_features.splits import split_windows
+from moola_features.store import Store
+from moola_features.times import time_text
+from moola_features.windows import Windows
+from moola_train.assembly import load_best, make_model, training_order, validation_order
+from moola_train.balance import make_balance
+from moola_train.devices import prepare_device
+from moola_train.errors import LabelsError, RunError
+from moola_train.labels import read_labels, store_fingerprint
+from moola_train.loaders import WindowLoader
+from moola_train.loop import Loop, Outcome, Report
+from moola_train.mae import INTERPOLATION, MEAN, MaskedAutoencoder
+from moola_train.models import Model
+from moola_train.objectives import Objective
+from moola_train.pretrain_config import PretrainConfig
+from moola_train.runs import SUMMARY, RunFolder
+from moola_train.splits import read_split
+from moola_train.transfer import EncoderCard, encoder_path, write_encoder
+
+
+class PretrainObjective(Objective, Protocol):
+    """What pretraining asks of an objective besides what the loop does."""
+
+    model_settings: ClassVar[dict[str, Any]]
+    """Heads, and what else its model needs."""
+
+    @classmethod
+    def of(cls, windows: Windows, columns: tuple[str, ...], config: PretrainConfig) -> Any:
+        """Make it for the windows of the training part."""
+
+    def initialise(self, model: Model) -> None:
+        """Let the model start where the floor is."""
+
+
+OBJECTIVES: dict[str, type[PretrainObjective]] = {"mae": MaskedAutoencoder}
+
+
+@dataclass(frozen=True)
+class TrainingPeriod:
+    """The bars that may be read, and what says so.
+
+    Attributes
+    ----------
+    stop_bar
+        The first bar that is not read; None for all bars.
+    data
+        Digests of the split and its labels; empty without them.
+    """
+
+    stop_bar: int | None = None
+    data: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, store: Store, labels_path: Path, split_path: Path, fold: int) -> TrainingPeriod:
+        """Take the period of a split's training part: up to the end of its last window.
+
+        Raises
+        ------
+        LabelsError
+            Labels that hold their own prices, which say nothing about periods of a store.
+        SplitError
+            A split of other labels, or one that leaks.
+        """
+        labels = read_labels(labels_path, store=store)
+        split = read_split(split_path, labels)
+        rows = split.part("train", fold)
+        if labels.start_bar is None or len(rows) == 0:
+            raise LabelsError(
+                f"fold {fold} of {split_path} has no training windows in {store.path}; give a "
+                "split of anchored labels"
+            )
+        stop = int(labels.start_bar[rows].max()) + labels.length
+        digests = {
+            "labels_sha256": labels.sha256(),
+            "split_sha256": hashlib.sha256(Path(split_path).read_bytes()).hexdigest(),
+            "fold": str(fold),
+        }
+        return cls(stop, digests)
+
+
+@dataclass(frozen=True)
+class PretrainReport:
+    """What a pretraining run did.
+
+    Attributes
+    ----------
+    run
+        The run's folder.
+    encoder
+        The encoder file; None if the run was stopped before it ended.
+    outcome
+        How it ended, with the watched metric at its best beside the floors.
+    num_parameters
+        Trainable parameters of the model.
+    parts
+        Windows in the training and the validation part.
+    """
+
+    run: Path
+    encoder: Path | None
+    outcome: Outcome
+    num_parameters: int
+    parts: dict[str, int]
+
+    @property
+    def columns(self) -> list[dict[str, Any]]:
+        """Loss of each column at the best validation, beside both floors."""
+        metrics = self.outcome.best.get("metrics", {})
+        names = [name.partition(".")[2] for name in metrics if name.startswith("loss.")]
+        return [
+            {
+                "column": name,
+                **{
+                    kind: metrics[f"{kind}.{name}"]["value"]
+                    for kind in ("loss", MEAN, INTERPOLATION)
+                },
+            }
+            for name in names
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON types."""
+        return {
+            "run": str(self.run),
+            "encoder": None if self.encoder is None else str(self.encoder),
+            **dataclasses.asdict(self.outcome),
+            "num_parameters": self.num_parameters,
+            "parts": self.parts,
+            "columns": self.columns,
+        }
+
+
+def pretrain(
+    store: Store,
+    encoder_file: str | Path,
+    run_path: str | Path,
+    config: PretrainConfig | None = None,
+    *,
+    period: TrainingPeriod | None = None,
+    resume: bool = False,
+    report: Report | None = None,
+) -> PretrainReport:
+    """Train an encoder on windows of a store that nobody labelled.
+
+    The last windows in time validate; no bar of theirs, nor of the warm-up behind them, is in a
+    window that is trained on.
+
+    Parameters
+    ----------
+    store
+        Where the windows are.
+    encoder_file
+        Where the encoder goes, ``NAME.safetensors`` with ``NAME.json`` beside: the weights of the
+        best validation.
+    run_path
+        Folder of the run; made, or gone on from with ``resume``.
+    config
+        Settings; the defaults when None.
+    period
+        The training period of a split, if the encoder is to be judged by that split; no bar
+        after it is read. The whole store when None.
+    resume
+        Whether to go on from the folder's latest checkpoint, if there is one.
+    report
+        Called with every record that is logged.
+
+    Returns
+    -------
+    PretrainReport
+        How it ended, each column's error beside its floors.
+
+    Raises
+    ------
+    TrainError
+        Settings or a run folder that do not fit, or too few windows; the message says which.
+    """
+    config, period = config or PretrainConfig(), period or TrainingPeriod()
+    target = encoder_path(encoder_file)
+    require_folder(target.absolute().parent, target)
+    device = prepare_device(config.loop)
+    parts = pretraining_windows(store, config, period.stop_bar)
+    orders = {
+        "train": training_order(len(parts["train"]), config),
+        "val": validation_order(len(parts["val"]), config),
+    }
+    loaders = {
+        name: WindowLoader(windows, orders[name], device=device, placement=config.data.placement)
+        for name, windows in parts.items()
+    }
+    kind = OBJECTIVES[config.pretrain.objective]
+    objective: PretrainObjective = kind.of(parts["train"], store.names, config)
+    model = make_model(
+        config, len(store.names), window_length=parts["train"].length,
+        log_sigmas=config.loss.balance == "kendall", **kind.model_settings,
+    )  # fmt: skip
+    objective.initialise(model)
+    num_parameters = model.to(device).num_parameters  # before any of them is frozen
+    balance = make_balance(config.loss.balance, model.heads, log_sigmas=model.log_sigmas)
+    run = RunFolder(run_path)
+    data = {**_fingerprint(store, parts), **period.data}
+    run.begin(config, data, resume=resume)
+    loop = Loop(
+        model=model, objective=objective, balance=balance.to(device),
+        train=loaders["train"], validation=loaders["val"],
+        config=config, run=run, device=device, report=report,
+    )  # fmt: skip
+    if resume:
+        loop.resume()
+    outcome = loop.run()
+    ended = outcome.status != "stopped"
+    if ended and run.writes:
+        load_best(model, run)
+        write_encoder(target, model, _card(store, config, parts["train"].length, data, outcome))
+    found = PretrainReport(
+        run=run.path,
+        encoder=target if ended else None,
+        outcome=outcome,
+        num_parameters=num_parameters,
+        parts={name: len(windows) for name, windows in parts.items()},
+    )
+    run.write_json(SUMMARY, found.to_dict())
+    return found
+
+
+def pretraining_windows(
+    store: Store, config: PretrainConfig, stop_bar: int | None = None
+) -> dict[str, Windows]:
+    """Windows to train on and, after them in time, to validate on.
+
+    Parameters
+    ----------
+    store
+        Where they are.
+    config
+        Their length, stride and the validation part's share.
+    stop_bar
+        The first bar that is not read; None for all bars.
+
+    Returns
+    -------
+    dict of Windows
+        ``"train"`` and ``"val"``. A window of the second starts more than a window's other bars
+        and the features' warm-up after the start of the first part's last one.
+
+    Raises
+    ------
+    RunError
+        A part that is left without windows.
+    """
+    settings = config.pretrain
+    stop = None
+    if stop_bar is not None:
+        stop = int(store.time[stop_bar - 1]) + 1
+    windows = store.windows(settings.window_length, settings.stride, stop=stop)
+    purge = windows.length - 1 + store.config.first_valid_index
+    shares = {"train": 1.0 - settings.val_share, "val": settings.val_share}
+    rows = split_windows(windows.starts, purge, shares)
+    for name, chosen in rows.items():
+        if len(chosen) == 0:
+            raise RunError(
+                f"{store.path} has {len(windows)} windows of {windows.length} bars in the training "
+                f"period and none is left for {name} after a purge of {purge} bars; give more "
+                "bars, lower pretrain.stride, or raise pretrain.val_share"
+            )
+    return {
+        name: Windows(windows.features, windows.starts[chosen], windows.length)
+        for name, chosen in rows.items()
+    }
+
+
+def _fingerprint(store: Store, parts: dict[str, Windows]) -> dict[str, str]:
+    """What the encoder is trained on: the bars, and the period of them that was read."""
+    source = store_fingerprint(store)
+    starts: NDArray[np.int64] = np.concatenate([windows.starts for windows in parts.values()])
+    last = int(starts.max()) + parts["train"].length - 1
+    return {
+        "store": source["name"],
+        "store_sha256": source["sha256"],
+        "first_time": time_text(int(store.time[starts.min()])),
+        "last_time": time_text(int(store.time[last])),
+    }
+
+
+def _card(
+    store: Store, config: PretrainConfig, length: int, data: dict[str, str], outcome: Outcome
+) -> EncoderCard:
+    metrics = outcome.best.get("metrics", {})
+    return EncoderCard(
+        objective=config.pretrain.objective,
+        columns=store.names,
+        window_length=length,
+        warm=True,
+        data=data,
+        metrics={name: float(metric["value"]) for name, metric in metrics.items()},
+    )

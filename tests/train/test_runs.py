@@ -1,0 +1,110 @@
+"""The folder of a run keeps what it was, and refuses to become another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moola_features.errors import OutputError
+from moola_train.config import RunConfig
+from moola_train.errors import RunError
+from moola_train.runs import CONFIG, DATA, ENVIRONMENT, METRICS, RunFolder, environment
+
+DATA_OF = {"labels_sha256": "a", "fold": 0}
+
+
+def refused(path: Path, config: RunConfig, data: dict[str, Any], *, resume: bool = True) -> str:
+    with pytest.raises(RunError) as raised:
+        RunFolder(path).begin(config, data, resume=resume)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def begun(path: Path) -> RunFolder:
+    run = RunFolder(path)
+    run.begin(RunConfig(), DATA_OF, resume=False)
+    return run
+
+
+def test_begin_keeps_config_environment_and_data(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    assert RunConfig.from_toml(run.file(CONFIG)) == RunConfig()
+    assert json.loads(run.file(DATA).read_text()) == DATA_OF
+    kept = json.loads(run.file(ENVIRONMENT).read_text())
+    assert kept["torch"] == torch.__version__
+    assert kept["threads"] == torch.get_num_threads()
+    assert set(kept) >= {"python", "numpy", "machine", "revision"}
+    assert kept == environment()
+
+
+def test_a_folder_that_holds_a_run(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    assert "--resume auto" in refused(tmp_path / "run", RunConfig(), DATA_OF, resume=False)
+    RunFolder(tmp_path / "run").begin(RunConfig(), DATA_OF, resume=True)
+
+
+def test_resuming_on_other_data(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    message = refused(tmp_path / "run", RunConfig(), {**DATA_OF, "labels_sha256": "b"})
+    assert "labels_sha256 = 'a', not 'b'" in message
+
+
+def test_resuming_with_other_settings(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    other = RunConfig().override({"optimiser.learning_rate": 0.5})
+    assert "learning_rate = 0.001, not 0.5" in refused(tmp_path / "run", other, DATA_OF)
+    longer = RunConfig().override({"loop.epochs": 99, "loop.max_steps": 5})
+    RunFolder(tmp_path / "run").begin(longer, DATA_OF, resume=True)
+    assert RunConfig.from_toml(tmp_path / "run" / CONFIG) == longer
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_damaged_data(tmp_path: Path, text: str) -> None:
+    begun(tmp_path / "run").file(DATA).write_text(text)
+    assert DATA in refused(tmp_path / "run", RunConfig(), DATA_OF)
+
+
+def test_no_parent(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="make it first"):
+        RunFolder(tmp_path / "none" / "run")
+
+
+def test_only_the_first_process_writes(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", writes=False)
+    run.begin(RunConfig(), DATA_OF, resume=False)
+    run.log({"step": 1})
+    run.keep_records(0)
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestRecords:
+    def test_kept_in_order(self, tmp_path: Path) -> None:
+        run = RunFolder(tmp_path / "run")
+        assert list(run.records()) == []
+        for step in range(4):
+            run.log({"step": step})
+        run.keep_records(3)
+        run.log({"step": 9})
+        assert [record["step"] for record in run.records()] == [0, 1, 2, 9]
+
+    def test_a_line_that_was_cut_off(self, tmp_path: Path) -> None:
+        run = RunFolder(tmp_path / "run")
+        run.log({"step": 1})
+        with run.file(METRICS).open("a") as file:
+            file.write('{"step": 2, "pa')
+        assert [record["step"] for record in run.records()] == [1]
+        run.keep_records(5)
+        run.log({"step": 2})
+        assert [record["step"] for record in run.records()] == [1, 2]
+
+    def test_json_has_no_nan(self, tmp_path: Path) -> None:
+        run = RunFolder(tmp_path / "run")
+        run.log({"metrics": {"pr_auc": float("nan")}, "list": [float("inf"), 1.5]})
+        assert json.loads(run.file(METRICS).read_text(), parse_constant=pytest.fail) == {
+            "metrics": {"pr_auc": None},
+            "list": [None, 1.5],
+        }

@@ -1,0 +1,330 @@
+"""moola-train as a user meets it: results on stdout, the story on stderr, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moola_train import cli, progress
+from moola_train.config import RunConfig
+from moola_train.pretrain_config import PretrainConfig
+from tests.train.labelled import anchored, contained
+from tests.train.small import FLAGS, Task, make_contained_task, make_task
+
+PRETRAIN = (*FLAGS, "--preset", "jade-compact", "--stride", 13)
+
+
+@dataclass
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Moola = Callable[..., Outcome]
+
+
+@pytest.fixture
+def moola(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Moola]:
+    """Run the command line inside this process."""
+    before, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Outcome:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["moola-train", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Outcome(int(caught.value.code or 0), out, err)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    return make_task(tmp_path_factory.mktemp("cli"))
+
+
+def fit_of(task: Task, *more: object) -> tuple[object, ...]:
+    assert task.store is not None
+    return "fit", task.store.path, "--labels", task.labels, "--split", task.split, *FLAGS, *more
+
+
+def pretrain_of(task: Task, *more: object) -> tuple[object, ...]:
+    assert task.store is not None
+    return "pretrain", task.store.path, *PRETRAIN, *more
+
+
+def one_line(done: Outcome, code: int, *parts: str) -> None:
+    """Check that stderr ends with one line that names the thing and says what to do."""
+    assert done.code == code, done.err
+    assert "Traceback" not in done.err
+    last = done.err.strip().splitlines()[-1]
+    for part in parts:
+        assert part in last, last
+    assert done.out == ""
+
+
+class TestModels:
+    def test_presets_are_listed(self, moola: Moola) -> None:
+        done = moola("models")
+        assert done.code == 0
+        assert "jade-compact" in done.out
+        assert "96,779" in done.out
+
+    def test_json_is_one_document(self, moola: Moola) -> None:
+        found = {entry["name"]: entry for entry in json.loads(moola("models", "--json").out)}
+        assert found["jade-compact"]["num_parameters"] == 96_779
+        assert found["jade-compact"]["outputs"]["span"] == ["B", 105]
+        assert set(found) >= {"jade", "jade-mae", "jade-span", "multitask", "simple-lstm"}
+
+
+class TestSplit:
+    def test_it_writes_a_split_and_says_how_much_is_where(
+        self, moola: Moola, task: Task, tmp_path: Path
+    ) -> None:
+        assert task.store is not None
+        target = tmp_path / "split.json"
+        command = (
+            "split", "--labels", task.labels, "--store", task.store.path, "-o", target,
+            "--folds", 2, "--val-share", 0.2, "--embargo-bars", 50,
+        )  # fmt: skip
+        done = moola(*command, "--json")
+        assert done.code == 0, done.err
+        found = json.loads(done.out)
+        written = json.loads(target.read_text())
+        assert [f["train"] for f in found["folds"]] == [len(p["train"]) for p in written["parts"]]
+        assert len(found["folds"]) == 2
+        assert written["embargo_bars"] == 50
+        shown = moola(*command)
+        assert "purge 104, embargo 50, warm-up 20 bars" in shown.out
+
+    def test_a_mistake_is_one_line(self, moola: Moola, task: Task, tmp_path: Path) -> None:
+        target = tmp_path / "split.json"
+        anchored_only = moola("split", "--labels", task.labels, "-o", target)
+        one_line(anchored_only, 1, "give the store that they stand in")
+        assert task.store is not None
+        short = moola(
+            "split", "--labels", task.labels, "--store", task.store.path, "-o", target,
+            "--purge-bars", 10,
+        )  # fmt: skip
+        one_line(short, 1, "purge_bars is 10", "at least 104")
+        assert not target.exists()
+
+
+class TestFit:
+    def test_metrics_stand_beside_their_floors(
+        self, moola: Moola, task: Task, tmp_path: Path
+    ) -> None:
+        done = moola(*fit_of(task, "--run", tmp_path / "run"))
+        assert done.code == 0, done.err
+        for word in ("finished at epoch 2", "floor", "span_f1", "accuracy", "parameters"):
+            assert word in done.out
+        assert "windows are gathered on the host" in done.err
+
+    def test_json_is_the_summary(self, moola: Moola, task: Task, tmp_path: Path) -> None:
+        done = moola(*fit_of(task, "--run", tmp_path / "run", "--json"))
+        assert json.loads(done.out) == json.loads((tmp_path / "run" / "summary.json").read_text())
+
+    def test_windows_with_their_own_prices_need_no_store(
+        self, moola: Moola, tmp_path: Path
+    ) -> None:
+        task = make_contained_task(tmp_path)
+        done = moola(
+            "fit", "--labels", task.labels, "--split", task.split, "--run", tmp_path / "run", *FLAGS
+        )
+        assert done.code == 0, done.err
+
+    def test_settings_come_from_a_file_and_flags_override_them(
+        self, moola: Moola, task: Task, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "run.toml"
+        file.write_text("[loop]\nepochs = 7\nseed = 3\n[augment]\njitter = 0.5\n")
+        done = moola(*fit_of(task, "--config", file, "--print-config", "--freeze-epochs", 4))
+        assert done.code == 0, done.err
+        (tmp_path / "shown.toml").write_text(done.out)
+        config = RunConfig.from_toml(tmp_path / "shown.toml")
+        assert (config.loop.epochs, config.loop.seed) == (2, 3)
+        assert config.augment.jitter == 0.5
+        assert config.optimiser.freeze_epochs == 4
+        assert config.optimiser.unfreeze_lr_scale == 0.3
+
+    def test_a_run_that_is_over_may_be_resumed(
+        self, moola: Moola, task: Task, tmp_path: Path
+    ) -> None:
+        run = ("--run", tmp_path / "run", "--json")
+        first = moola(*fit_of(task, *run, "--resume", "auto"))
+        again = moola(*fit_of(task, *run, "--resume", "auto"))
+        assert first.code == again.code == 0
+        assert json.loads(first.out) == json.loads(again.out)
+        other = moola(*fit_of(task, *run, "--resume", "auto", "--seed", 13))
+        one_line(other, 1, "was run with loop.seed = 17, not 13", "name another folder")
+        one_line(moola(*fit_of(task, *run)), 1, "holds a run", "--resume auto")
+
+    def test_a_run_that_is_stopped_says_how_to_go_on(
+        self, moola: Moola, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        @contextlib.contextmanager
+        def stopping(_num_epochs: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+            yield lambda _record: signal.raise_signal(signal.SIGTERM)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(progress, "training_progress", stopping)
+            done = moola(*fit_of(task, "--run", tmp_path / "run"))
+        assert done.code == 1
+        assert done.err.strip() == "stopped at step 2; go on with --resume auto"
+        again = moola(*fit_of(task, "--run", tmp_path / "run", "--resume", "auto"))
+        assert again.code == 0
+        assert "finished at epoch 2" in again.out
+
+    @pytest.mark.parametrize(
+        ("flags", "code", "parts"),
+        [
+            (("--preset", "jade-giant"), 1, ("no preset 'jade-giant'", "choose one of")),
+            (("--preset", "jade-mae"), 1, ("'jade-mae' is for pretraining", "jade-compact")),
+            (("--epochs", 0), 2, ("loop.epochs is 0", "from 1 to")),
+            (("--set", "loop.epoch=3"), 2, ("unknown setting 'loop.epoch'", "loop.epochs")),
+            (("--set", "epochs"), 2, ("'epochs' is not SECTION.NAME=VALUE",)),
+            (("--fold", 3), 1, ("fold is 3", "has 0 to 0")),
+            (("--config", "nowhere.toml"), 2, ("config nowhere.toml", "readable file")),
+            (("--encoder", "none.safetensors"), 1, ("encoder none.safetensors", "pretrain")),
+            (("--encoder", "none.pt"), 1, ("encoder none.pt", ".safetensors")),
+            (("--set", "loop.watch=luck"), 1, ("loop.watch is 'luck'", "choose one of loss")),
+        ],
+    )
+    def test_a_mistake_is_one_line(
+        self, moola: Moola, task: Task, tmp_path: Path,
+        flags: tuple[Any, ...], code: int, parts: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        one_line(moola(*fit_of(task, "--run", tmp_path / "run", *flags)), code, *parts)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be had")
+    def test_no_gpu_is_said(self, moola: Moola, task: Task, tmp_path: Path) -> None:
+        done = moola(*fit_of(task, "--run", tmp_path / "run", "--device", "cuda"))
+        one_line(done, 2, "loop.device is 'cuda'", "give auto or cpu")
+
+    @pytest.mark.parametrize(
+        ("columns", "parts"),
+        [
+            ({"start_time": ["1999-01-04 10:00"] * 2}, ("start_time", "no bar of")),
+            ({"expansion_start": [40, 105]}, ("expansion_start", "105", "from 0 to 104")),
+            ({"expansion_start": [40, 60]}, ("expansion_start", "60", "before it")),
+            ({"label": ["retracement", "breakout"]}, ("label", "breakout", "the classes are")),
+        ],
+    )
+    def test_bad_labels_are_one_line(
+        self, moola: Moola, task: Task, tmp_path: Path, columns: dict[str, Any],
+        parts: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        assert task.store is not None
+        labels = tmp_path / "labels.parquet"
+        anchored(task.store.time[[200, 2_000]].tolist()).with_columns(
+            **{name: _series(values) for name, values in columns.items()}
+        ).write_parquet(labels)
+        done = moola(*fit_of(task, "--labels", labels, "--run", tmp_path / "run"))
+        one_line(done, 1, "labels.parquet", *parts)
+
+    def test_prices_and_a_store_do_not_mix(self, moola: Moola, task: Task, tmp_path: Path) -> None:
+        labels = tmp_path / "labels.parquet"
+        contained(4).write_parquet(labels)
+        done = moola(*fit_of(task, "--labels", labels, "--run", tmp_path / "run"))
+        one_line(done, 1, "windows hold their own prices", "leave the store out")
+
+
+def _series(values: list[Any]) -> Any:
+    import polars as pl
+
+    return pl.Series(values)
+
+
+class TestPretrain:
+    def test_an_encoder_goes_on_into_a_fit(self, moola: Moola, task: Task, tmp_path: Path) -> None:
+        file = tmp_path / "encoder.safetensors"
+        parts = ("--split", task.split, "--labels", task.labels)
+        done = moola(*pretrain_of(task, "-o", file, "--run", tmp_path / "pretraining", *parts))
+        assert done.code == 0, done.err
+        for word in ("column", "interpolation", "beats both", "range_z", "all"):
+            assert word in done.out
+        card = json.loads(file.with_suffix(".json").read_text())
+        assert card["data"]["fold"] == "0"
+        fitted = moola(
+            *fit_of(
+                task, "--run", tmp_path / "run", "--encoder", file, "--freeze-epochs", 1, "--json"
+            )
+        )
+        assert fitted.code == 0, fitted.err
+        assert "loaded encoder.lstm.weight_ih_l0\n" in fitted.err
+        assert "refused mask_vector: no part of the encoder\n" in fitted.err
+        assert len(json.loads(fitted.out)["transfer"]["loaded"]) == 8
+
+    def test_json_is_the_summary(self, moola: Moola, task: Task, tmp_path: Path) -> None:
+        target = tmp_path / "e.safetensors"
+        done = moola(*pretrain_of(task, "-o", target, "--run", tmp_path / "run", "--json"))
+        found = json.loads(done.out)
+        assert found == json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert found["encoder"] == str(target)
+        assert len(found["columns"]) == 11
+
+    def test_settings_are_its_own(self, moola: Moola, task: Task, tmp_path: Path) -> None:
+        assert task.store is not None
+        done = moola("pretrain", task.store.path, "-o", "e.safetensors", "--print-config",
+                     "--stride", 9, "--objective", "mae")  # fmt: skip
+        (tmp_path / "shown.toml").write_text(done.out)
+        config = PretrainConfig.from_toml(tmp_path / "shown.toml")
+        assert config == PretrainConfig().override({"pretrain.stride": 9})
+        assert config.model.preset == "jade-mae"
+
+    @pytest.mark.parametrize(
+        ("flags", "code", "parts"),
+        [
+            (("-o", "e.pt"), 1, ("encoder e.pt", ".safetensors")),
+            (("-o", "none/e.safetensors"), 1, ("none", "there is no folder")),
+            (("--split", "split.json"), 2, ("--split and --labels belong together",)),
+            (("--stride", 0), 2, ("pretrain.stride is 0",)),
+            (("--objective", "gpt"), 2, ("'gpt' is not",)),
+            (("--set", "pretrain.masking=holes"), 2, ("pretrain.masking is 'holes'", "patch")),
+            (("--set", "pretrain.val_share=0.001"), 1, ("none is left for val", "val_share")),
+        ],
+    )
+    def test_a_mistake_is_one_line(
+        self, moola: Moola, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        flags: tuple[Any, ...], code: int, parts: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        done = moola(*pretrain_of(task, "-o", "e.safetensors", *flags))
+        one_line(done, code, *parts)
+        assert not (tmp_path / "e.safetensors").exists()
+
+    def test_an_encoder_of_another_size_names_both_shapes(
+        self, moola: Moola, task: Task, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "e.safetensors"
+        moola(*pretrain_of(task, "-o", file, "--run", tmp_path / "pretraining"))
+        done = moola(
+            *fit_of(task, "--encoder", file, "--run", tmp_path / "run", "--set", "model.hidden=9")
+        )
+        one_line(done, 1, "weight_ih_l0 is [32, 11], the model's is [36, 11]", "hidden size")
+
+
+def test_it_is_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "moola_train", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("fit", "models", "pretrain", "split"):
+        assert f"  {command} " in done.stdout
