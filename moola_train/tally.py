@@ -91,7 +91,7 @@ class Tally:
         values = dict(zip(self._names, self._values.tolist(), strict=True))
         bad = next(name for name in values if not torch.tensor(values[name]).isfinite())
         raise RunError(
-            f"step {int(self._first.item())}: {bad} is {values[bad]}; nothing was updated. Lower "
+            f"step {int(self._first.item())}: {bad!r} is {values[bad]}; nothing was updated. Lower "
             "optimiser.learning_rate or optimiser.clip_norm, or check the features"
         )
 

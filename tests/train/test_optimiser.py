@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ class TestSchedule:
         assert rates[20] == 1.0
         assert rates[60] == pytest.approx(0.55)  # half way between 1 and 0.1
         assert rates[99] == pytest.approx(0.1, abs=2e-3)
-        assert all(first > second for first, second in zip(rates[20:], rates[21:], strict=False))
+        assert all(first > second for first, second in pairwise(rates[20:]))
 
     def test_cosine_stays_there(self) -> None:
         assert self.rates(120, final_share=0.1)[100:] == pytest.approx([0.1] * 20)
