@@ -9,7 +9,7 @@ MOOLA = $(PY) -m moola_features
 TRAIN = $(PY) -m moola_train
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint bench chart clean
+.PHONY: demo test lint bench gpu chart clean
 
 demo: $(INSTALLED)
 	mkdir -p "$(DEMO)"
@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(TRAIN) split --labels "$(DEMO)/labels.parquet" --store "$(DEMO)/bars.zarr" \
 		-o "$(DEMO)/split.json"
 	$(TRAIN) fit "$(DEMO)/bars.zarr" --labels "$(DEMO)/labels.parquet" \
-		--split "$(DEMO)/split.json" --run "$(DEMO)/run" --resume auto \
+		--split "$(DEMO)/split.json" --run-folder "$(DEMO)/run" --resume auto \
 		--preset jade-span --epochs 15 --set optimiser.learning_rate=3e-3
 
 test: $(INSTALLED)
@@ -36,6 +36,10 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(PY) benchmarks/run.py
 
+# Training steps, on a GPU where there is one; rewrites docs/gpu.md.
+gpu: $(INSTALLED)
+	$(PY) benchmarks/gpu.py
+
 # The pictures in docs/ and README.md, from the sample that comes with the project.
 chart: $(INSTALLED)
 	mkdir -p "$(DEMO)"
@@ -49,7 +53,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv "$(VENV)" >/dev/null 2>&1 || $(PYTHON) -m venv --clear --without-pip "$(VENV)"
 	if [ -x "$(VENV)/bin/pip" ]; then set -- $(PY) -m pip; \
 	else set -- $(PYTHON) -m pip --python $(PY); fi; \
-	"$$@" install --quiet --disable-pip-version-check -e '.[charts,train,dev]' -c constraints.txt
+	"$$@" install --quiet --disable-pip-version-check -e '.[charts,train,tensorboard,dev]' -c constraints.txt
 	touch "$(INSTALLED)"
 
 clean:

@@ -11,6 +11,7 @@ from torch import Tensor
 from moola_features.files import replaced_file
 from moola_train.checkpoint import load_checkpoint
 from moola_train.config import RunConfig
+from moola_train.distributed import ALONE, World
 from moola_train.models import Model, build
 from moola_train.order import BatchOrder
 from moola_train.runs import BEST, WEIGHTS, RunFolder
@@ -19,11 +20,17 @@ VALIDATION_BATCH = 256
 
 
 def training_order(
-    num_windows: int, config: RunConfig, weights: ArrayLike | None = None
+    num_windows: int,
+    config: RunConfig,
+    weights: ArrayLike | None = None,
+    world: World = ALONE,
 ) -> BatchOrder:
     """Shuffled batches, or draws by weight; one batch an epoch where there are too few windows."""
-    size = min(config.data.batch_size, num_windows)
-    return BatchOrder(num_windows, size, seed=config.loop.seed, weights=weights)
+    size = max(1, min(config.data.batch_size, num_windows // world.size))
+    return BatchOrder(
+        num_windows, size,
+        seed=config.loop.seed, weights=weights, rank=world.rank, world_size=world.size,
+    )  # fmt: skip
 
 
 def validation_order(num_windows: int, config: RunConfig) -> BatchOrder:

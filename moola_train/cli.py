@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,8 +18,9 @@ from moola_train.pretrain_config import OBJECTIVES, PretrainConfig
 
 if TYPE_CHECKING:
     from moola_features.store import Store
+    from moola_train.distributed import World
     from moola_train.fit import FitReport
-    from moola_train.loop import Outcome
+    from moola_train.loop import Outcome, Report
     from moola_train.pretrain import PretrainReport
 
 _PATH = click.Path(path_type=Path)
@@ -38,10 +40,19 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
         "--resume", type=click.Choice(["never", "auto"]), default="never", show_default=True,
         help="auto: go on from the folder's last checkpoint, if there is one.",
     )  # fmt: skip
+    # Not --run: torchrun would take it for a short form of its own --run-path.
     folder = click.option(
-        "--run", "run_path", type=_PATH, default="run", show_default=True, help="Folder of the run."
+        "--run-folder",
+        "run_path",
+        type=_PATH,
+        default="run",
+        show_default=True,
+        help="Folder of the run.",
     )
-    return folder(resume(function))
+    events = click.option(
+        "--tensorboard", is_flag=True, help="Write TensorBoard events into the run's folder too."
+    )
+    return folder(resume(events(function)))
 
 
 @_command
@@ -177,6 +188,7 @@ def fit(
     encoder: Path | None,
     run_path: Path,
     resume: str,
+    tensorboard: bool,
     config: Path | None,
     settings: dict[str, str],
     print_config: bool,
@@ -189,17 +201,14 @@ def fit(
         click.echo(resolved.to_toml(), nl=False)
         return
     from moola_train.fit import fit as fit_model
-    from moola_train.progress import training_progress
 
-    with training_progress(resolved.loop.epochs) as report:
+    with _running(resolved, run_path, tensorboard=tensorboard) as (world, report):
         found = fit_model(
             _open(store), labels, split_path, run_path, resolved,
-            fold=fold, encoder=encoder, resume=resume == "auto", report=report,
+            fold=fold, encoder=encoder, resume=resume == "auto", report=report, world=world,
         )  # fmt: skip
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        _print_fit(found)
+    if world.writes:
+        print_json(found.to_dict()) if as_json else _print_fit(found)
     _exit_if_stopped(found.outcome)
 
 
@@ -222,6 +231,7 @@ def pretrain(
     fold: int,
     run_path: Path,
     resume: str,
+    tensorboard: bool,
     config: Path | None,
     settings: dict[str, str],
     print_config: bool,
@@ -237,23 +247,46 @@ def pretrain(
         raise click.UsageError("--split and --labels belong together: give both or neither")
     from moola_train.pretrain import TrainingPeriod
     from moola_train.pretrain import pretrain as pretrain_encoder
-    from moola_train.progress import training_progress
 
     opened = _open(store)
     assert opened is not None
     period = None
     if split_path is not None and labels is not None:
         period = TrainingPeriod.of(opened, labels, split_path, fold)
-    with training_progress(resolved.loop.epochs) as report:
+    with _running(resolved, run_path, tensorboard=tensorboard) as (world, report):
         found = pretrain_encoder(
             opened, output, run_path, resolved,
-            period=period, resume=resume == "auto", report=report,
+            period=period, resume=resume == "auto", report=report, world=world,
         )  # fmt: skip
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        _print_pretrain(found)
+    if world.writes:
+        print_json(found.to_dict()) if as_json else _print_pretrain(found)
     _exit_if_stopped(found.outcome)
+
+
+@contextlib.contextmanager
+def _running(
+    config: RunConfig, run_path: Path, *, tensorboard: bool
+) -> Iterator[tuple[World, Report]]:
+    """Join the other processes, if any; the first one shows progress and keeps records."""
+    from moola_train import trackers
+    from moola_train.devices import uses_gpu
+    from moola_train.distributed import joined
+    from moola_train.progress import training_progress
+
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(joined(on_gpu=uses_gpu(config.loop)))
+        listeners: list[Report] = []
+        if world.writes:
+            if tensorboard:
+                folder = run_path / "tensorboard"
+                listeners.append(stack.enter_context(trackers.tensorboard(folder)))
+            listeners.append(stack.enter_context(training_progress(config.loop.epochs)))
+
+        def report(record: dict[str, Any]) -> None:
+            for listener in listeners:
+                listener(record)
+
+        yield world, report
 
 
 def _exit_if_stopped(outcome: Outcome) -> None:

@@ -8,10 +8,16 @@ from typing import Any
 import torch
 
 from moola_train.config import LoopConfig
+from moola_train.distributed import ALONE, World
 from moola_train.errors import ConfigError
 
 
-def prepare_device(config: LoopConfig) -> torch.device:
+def uses_gpu(config: LoopConfig) -> bool:
+    """Whether a run computes on a GPU."""
+    return torch.cuda.is_available() and config.device != "cpu"
+
+
+def prepare_device(config: LoopConfig, world: World = ALONE) -> torch.device:
     """Choose the device and set the process to the precision and determinism asked for.
 
     On a CPU a run is deterministic anyway, with one number of threads.
@@ -24,7 +30,7 @@ def prepare_device(config: LoopConfig) -> torch.device:
     found = torch.cuda.is_available()
     if config.device == "cuda" and not found:
         raise ConfigError("loop.device is 'cuda', and PyTorch sees no GPU; give auto or cpu")
-    device = torch.device("cuda" if found and config.device != "cpu" else "cpu")
+    device = torch.device("cuda", world.local_rank) if uses_gpu(config) else torch.device("cpu")
     if config.precision == "tf32" and device.type != "cuda":
         raise ConfigError("loop.precision is 'tf32', which only a GPU has; give fp32 or bf16")
     if device.type == "cuda":

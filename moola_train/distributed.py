@@ -44,6 +44,9 @@ class World:
         return self.rank == 0
 
 
+ALONE = World()
+
+
 @contextlib.contextmanager
 def joined(*, on_gpu: bool) -> Iterator[World]:
     """Join the other processes that torchrun started; alone, nothing is done.
@@ -60,7 +63,7 @@ def joined(*, on_gpu: bool) -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World()
+        yield ALONE
         return
     try:
         rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
@@ -96,6 +99,21 @@ def _lost(rank: int, error: BaseException) -> RunError:
 def together() -> bool:
     """Whether there are other processes."""
     return processes.is_available() and processes.is_initialized()
+
+
+def own_rank() -> int:
+    """Rank of this process; 0 alone."""
+    return processes.get_rank() if together() else 0
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any process says so: all of them leave off at the same step, or none."""
+    if not together():
+        return flag
+    device = "cuda" if processes.get_backend() == "nccl" else "cpu"
+    joint = torch.tensor(float(flag), device=device)
+    processes.all_reduce(joint)
+    return bool(joint.item() > 0)
 
 
 def share_of_count(count: Tensor) -> Tensor:

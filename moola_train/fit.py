@@ -28,6 +28,7 @@ from moola_train.assembly import (
 from moola_train.balance import make_balance
 from moola_train.config import RunConfig
 from moola_train.devices import prepare_device
+from moola_train.distributed import ALONE, World
 from moola_train.errors import LabelsError, ModelError
 from moola_train.labels import read_labels, require_members
 from moola_train.loaders import WindowLoader
@@ -95,6 +96,7 @@ def fit(
     feature_config: FeatureConfig | None = None,
     resume: bool = False,
     report: Report | None = None,
+    world: World = ALONE,
 ) -> FitReport:
     """Train a preset on the training part of a split and validate it on the validation part.
 
@@ -121,6 +123,9 @@ def fit(
         Whether to go on from the folder's latest checkpoint, if there is one.
     report
         Called with every record that is logged.
+    world
+        Which of several processes this is, from `moola_train.distributed.joined`; the first one
+        writes, and each takes its share of every joint batch.
 
     Returns
     -------
@@ -134,7 +139,7 @@ def fit(
         which.
     """
     config = config or RunConfig()
-    device = prepare_device(config.loop)
+    device = prepare_device(config.loop, world)
     labels = read_labels(labels_path, store=store)
     split = read_split(split_path, labels)
     parts = {name: split.part(name, fold) for name in ("train", "val")}
@@ -142,7 +147,7 @@ def fit(
     targets = make_targets(labels)
     priors = TargetPriors.of(targets, labels.classes, parts["train"])
     features_of, columns = _features(labels, store, feature_config or FeatureConfig())
-    loaders = _loaders(config, device, features_of, targets, parts)
+    loaders = _loaders(config, device, features_of, targets, parts, world)
     _require_labelled_heads(config.model.preset)
     model = make_model(config, len(columns), num_classes=len(priors.classes))
     model.initialise(priors)
@@ -151,7 +156,7 @@ def fit(
         moved, encoder_sha256 = _transfer(model, encoder, columns, labels)
     num_parameters = model.to(device).num_parameters  # before any of them is frozen
     balance = make_balance(config.loss.balance, model.heads, log_sigmas=model.log_sigmas)
-    run = RunFolder(run_path)
+    run = RunFolder(run_path, writes=world.writes)
     data = {
         "labels_sha256": labels.sha256(),
         "split_sha256": hashlib.sha256(Path(split_path).read_bytes()).hexdigest(),
@@ -188,11 +193,12 @@ def _loaders(
     features_of: FeaturesOf,
     targets: Targets,
     parts: dict[str, Int64],
+    world: World,
 ) -> dict[str, WindowLoader]:
     types = targets["type"][parts["train"]]
     weights = inverse_class_counts(types) if config.data.balanced else None
     orders = {
-        "train": training_order(len(parts["train"]), config, weights),
+        "train": training_order(len(parts["train"]), config, weights, world),
         "val": validation_order(len(parts["val"]), config),
     }
     return {

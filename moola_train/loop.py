@@ -20,7 +20,8 @@ from moola_train.augment import Augment
 from moola_train.balance import Balance
 from moola_train.checkpoint import load_checkpoint, require_same_model, save_checkpoint
 from moola_train.config import RunConfig
-from moola_train.errors import CheckpointError, RunError
+from moola_train.distributed import any_process, average_gradients, own_rank, together
+from moola_train.errors import CheckpointError, ConfigError, RunError
 from moola_train.first_batch import check_batch
 from moola_train.loaders import WindowLoader
 from moola_train.metrics import Metric
@@ -92,6 +93,11 @@ class Loop:
         self._optimiser = make_optimiser(model, balance, config.optimiser)
         self._schedule = Schedule(config.optimiser, len(train), config.loop.epochs)
         self._average = Average(model, config.optimiser.ema_decay)
+        if config.loss.pcgrad and together():
+            raise ConfigError(
+                "loss.pcgrad with several processes: each would project gradients of its own "
+                "share of the batch; train in one process, or set loss.pcgrad = false"
+            )
         self._augment = Augment(config.augment)
         self._progress = Progress()
         self._tally = Tally(asks_always=device.type == "cpu")
@@ -155,11 +161,11 @@ class Loop:
     def _interrupted(self, stopping: bool, deadline: float) -> str | None:
         """Why to leave off in the middle of an epoch, if so."""
         settings = self._config.loop
-        if stopping:
+        if any_process(stopping):
             return STOPPED
         if settings.max_steps is not None and self._progress.step >= settings.max_steps:
             return FINISHED
-        return OUT_OF_TIME if time.monotonic() >= deadline else None
+        return OUT_OF_TIME if any_process(time.monotonic() >= deadline) else None
 
     def _epoch(self, interrupted: Callable[[], str | None]) -> str | None:
         """Train for the rest of an epoch; why it ended early, or None."""
@@ -184,7 +190,7 @@ class Loop:
         progress, settings = self._progress, self._config
         # Whatever is drawn at a step depends on nothing but the seed and the step.
         seed = step_seed(settings.loop.seed, progress.step)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + own_rank())  # other windows, other dropout
         rates = self._schedule.rates(progress.step)
         for group in self._optimiser.param_groups:
             group["lr"] = rates[group["part"]]
@@ -198,6 +204,7 @@ class Loop:
             pcgrad(list(self.balance.weighted(losses).values()), parameters, seed=seed)
         else:
             self.balance(losses).backward()
+        average_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimiser.clip_norm)
         # What is not finite would spoil the weights for good, so that it must stop the update.
         self._optimiser.found_inf = self._tally.add(progress.step, {**losses, GRADIENT_NORM: norm})

@@ -19,6 +19,7 @@ from moola_features.windows import Windows
 from moola_train.assembly import load_best, make_model, training_order, validation_order
 from moola_train.balance import make_balance
 from moola_train.devices import prepare_device
+from moola_train.distributed import ALONE, World
 from moola_train.errors import LabelsError, RunError
 from moola_train.labels import read_labels, store_fingerprint
 from moola_train.loaders import WindowLoader
@@ -153,6 +154,7 @@ def pretrain(
     period: TrainingPeriod | None = None,
     resume: bool = False,
     report: Report | None = None,
+    world: World = ALONE,
 ) -> PretrainReport:
     """Train an encoder on windows of a store that nobody labelled.
 
@@ -177,6 +179,8 @@ def pretrain(
         Whether to go on from the folder's latest checkpoint, if there is one.
     report
         Called with every record that is logged.
+    world
+        Which of several processes this is, from `moola_train.distributed.joined`.
 
     Returns
     -------
@@ -191,10 +195,10 @@ def pretrain(
     config, period = config or PretrainConfig(), period or TrainingPeriod()
     target = encoder_path(encoder_file)
     require_folder(target.absolute().parent, target)
-    device = prepare_device(config.loop)
+    device = prepare_device(config.loop, world)
     parts = pretraining_windows(store, config, period.stop_bar)
     orders = {
-        "train": training_order(len(parts["train"]), config),
+        "train": training_order(len(parts["train"]), config, world=world),
         "val": validation_order(len(parts["val"]), config),
     }
     loaders = {
@@ -210,7 +214,7 @@ def pretrain(
     objective.initialise(model)
     num_parameters = model.to(device).num_parameters  # before any of them is frozen
     balance = make_balance(config.loss.balance, model.heads, log_sigmas=model.log_sigmas)
-    run = RunFolder(run_path)
+    run = RunFolder(run_path, writes=world.writes)
     data = {**_fingerprint(store, parts), **period.data}
     run.begin(config, data, resume=resume)
     loop = Loop(

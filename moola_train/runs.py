@@ -54,7 +54,7 @@ class RunFolder:
             The folder holds another run, or one that was not to be resumed.
         """
         known = self.file(DATA)
-        if known.exists():
+        if self.writes and known.exists():
             if not resume:
                 raise RunError(
                     f"{self.path} holds a run; go on with --resume auto, or name another"

@@ -37,16 +37,16 @@ def tensorboard(folder: Path) -> Iterator[Report]:
         raise ConfigError(
             f"--tensorboard needs {error.name}; pip install 'moola[tensorboard]'"
         ) from error
-    writer: Any = SummaryWriter(str(folder))
-    try:
-        yield lambda record: _write(writer, record)
-    finally:
-        writer.close()
+    with contextlib.ExitStack() as stack:
+        opened: list[Any] = []
 
+        def write(record: dict[str, Any]) -> None:
+            if not opened:  # not before there is something to write: a run may be refused
+                opened.append(stack.enter_context(SummaryWriter(str(folder))))
+            for name, value in numbers(record):
+                opened[0].add_scalar(name, value, record["step"])
 
-def _write(writer: Any, record: dict[str, Any]) -> None:
-    for name, value in numbers(record):
-        writer.add_scalar(name, value, record["step"])
+        yield write
 
 
 def numbers(record: dict[str, Any]) -> list[tuple[str, float]]:

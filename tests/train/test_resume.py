@@ -23,7 +23,7 @@ from tests.train.loops import EVERYTHING, STEPS_PER_EPOCH, config_of, loop_of, m
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -61,7 +61,6 @@ def assert_same_runs(first: Path, second: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "run"
-    torch.set_num_threads(1)
     assert loop_of(path, config_of(**EVERYTHING)).run().step == 40
     return path
 

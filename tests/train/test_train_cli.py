@@ -132,14 +132,14 @@ class TestFit:
     def test_metrics_stand_beside_their_floors(
         self, moola: Moola, task: Task, tmp_path: Path
     ) -> None:
-        done = moola(*fit_of(task, "--run", tmp_path / "run"))
+        done = moola(*fit_of(task, "--run-folder", tmp_path / "run"))
         assert done.code == 0, done.err
         for word in ("finished at epoch 2", "floor", "span_f1", "accuracy", "parameters"):
             assert word in done.out
         assert "windows are gathered on the host" in done.err
 
     def test_json_is_the_summary(self, moola: Moola, task: Task, tmp_path: Path) -> None:
-        done = moola(*fit_of(task, "--run", tmp_path / "run", "--json"))
+        done = moola(*fit_of(task, "--run-folder", tmp_path / "run", "--json"))
         assert json.loads(done.out) == json.loads((tmp_path / "run" / "summary.json").read_text())
 
     def test_windows_with_their_own_prices_need_no_store(
@@ -147,7 +147,14 @@ class TestFit:
     ) -> None:
         task = make_contained_task(tmp_path)
         done = moola(
-            "fit", "--labels", task.labels, "--split", task.split, "--run", tmp_path / "run", *FLAGS
+            "fit",
+            "--labels",
+            task.labels,
+            "--split",
+            task.split,
+            "--run-folder",
+            tmp_path / "run",
+            *FLAGS,
         )
         assert done.code == 0, done.err
 
@@ -168,7 +175,7 @@ class TestFit:
     def test_a_run_that_is_over_may_be_resumed(
         self, moola: Moola, task: Task, tmp_path: Path
     ) -> None:
-        run = ("--run", tmp_path / "run", "--json")
+        run = ("--run-folder", tmp_path / "run", "--json")
         first = moola(*fit_of(task, *run, "--resume", "auto"))
         again = moola(*fit_of(task, *run, "--resume", "auto"))
         assert first.code == again.code == 0
@@ -186,10 +193,10 @@ class TestFit:
 
         with monkeypatch.context() as patched:
             patched.setattr(progress, "training_progress", stopping)
-            done = moola(*fit_of(task, "--run", tmp_path / "run"))
+            done = moola(*fit_of(task, "--run-folder", tmp_path / "run"))
         assert done.code == 1
         assert done.err.strip() == "stopped at step 2; go on with --resume auto"
-        again = moola(*fit_of(task, "--run", tmp_path / "run", "--resume", "auto"))
+        again = moola(*fit_of(task, "--run-folder", tmp_path / "run", "--resume", "auto"))
         assert again.code == 0
         assert "finished at epoch 2" in again.out
 
@@ -212,11 +219,11 @@ class TestFit:
         self, moola: Moola, task: Task, tmp_path: Path,
         flags: tuple[Any, ...], code: int, parts: tuple[str, ...],
     ) -> None:  # fmt: skip
-        one_line(moola(*fit_of(task, "--run", tmp_path / "run", *flags)), code, *parts)
+        one_line(moola(*fit_of(task, "--run-folder", tmp_path / "run", *flags)), code, *parts)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be had")
     def test_no_gpu_is_said(self, moola: Moola, task: Task, tmp_path: Path) -> None:
-        done = moola(*fit_of(task, "--run", tmp_path / "run", "--device", "cuda"))
+        done = moola(*fit_of(task, "--run-folder", tmp_path / "run", "--device", "cuda"))
         one_line(done, 2, "loop.device is 'cuda'", "give auto or cpu")
 
     @pytest.mark.parametrize(
@@ -237,13 +244,13 @@ class TestFit:
         anchored(task.store.time[[200, 2_000]].tolist()).with_columns(
             **{name: _series(values) for name, values in columns.items()}
         ).write_parquet(labels)
-        done = moola(*fit_of(task, "--labels", labels, "--run", tmp_path / "run"))
+        done = moola(*fit_of(task, "--labels", labels, "--run-folder", tmp_path / "run"))
         one_line(done, 1, "labels.parquet", *parts)
 
     def test_prices_and_a_store_do_not_mix(self, moola: Moola, task: Task, tmp_path: Path) -> None:
         labels = tmp_path / "labels.parquet"
         contained(4).write_parquet(labels)
-        done = moola(*fit_of(task, "--labels", labels, "--run", tmp_path / "run"))
+        done = moola(*fit_of(task, "--labels", labels, "--run-folder", tmp_path / "run"))
         one_line(done, 1, "windows hold their own prices", "leave the store out")
 
 
@@ -257,7 +264,9 @@ class TestPretrain:
     def test_an_encoder_goes_on_into_a_fit(self, moola: Moola, task: Task, tmp_path: Path) -> None:
         file = tmp_path / "encoder.safetensors"
         parts = ("--split", task.split, "--labels", task.labels)
-        done = moola(*pretrain_of(task, "-o", file, "--run", tmp_path / "pretraining", *parts))
+        done = moola(
+            *pretrain_of(task, "-o", file, "--run-folder", tmp_path / "pretraining", *parts)
+        )
         assert done.code == 0, done.err
         for word in ("column", "interpolation", "beats both", "range_z", "all"):
             assert word in done.out
@@ -265,7 +274,14 @@ class TestPretrain:
         assert card["data"]["fold"] == "0"
         fitted = moola(
             *fit_of(
-                task, "--run", tmp_path / "run", "--encoder", file, "--freeze-epochs", 1, "--json"
+                task,
+                "--run-folder",
+                tmp_path / "run",
+                "--encoder",
+                file,
+                "--freeze-epochs",
+                1,
+                "--json",
             )
         )
         assert fitted.code == 0, fitted.err
@@ -275,7 +291,7 @@ class TestPretrain:
 
     def test_json_is_the_summary(self, moola: Moola, task: Task, tmp_path: Path) -> None:
         target = tmp_path / "e.safetensors"
-        done = moola(*pretrain_of(task, "-o", target, "--run", tmp_path / "run", "--json"))
+        done = moola(*pretrain_of(task, "-o", target, "--run-folder", tmp_path / "run", "--json"))
         found = json.loads(done.out)
         assert found == json.loads((tmp_path / "run" / "summary.json").read_text())
         assert found["encoder"] == str(target)
@@ -315,9 +331,11 @@ class TestPretrain:
         self, moola: Moola, task: Task, tmp_path: Path
     ) -> None:
         file = tmp_path / "e.safetensors"
-        moola(*pretrain_of(task, "-o", file, "--run", tmp_path / "pretraining"))
+        moola(*pretrain_of(task, "-o", file, "--run-folder", tmp_path / "pretraining"))
         done = moola(
-            *fit_of(task, "--encoder", file, "--run", tmp_path / "run", "--set", "model.hidden=9")
+            *fit_of(
+                task, "--encoder", file, "--run-folder", tmp_path / "run", "--set", "model.hidden=9"
+            )
         )
         one_line(done, 1, "weight_ih_l0 is [32, 11], the model's is [36, 11]", "hidden size")
 
