@@ -45,7 +45,7 @@ CONFIG = PretrainConfig.from_dict(
 FIT = RunConfig.from_dict(SETTINGS)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
