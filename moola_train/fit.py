@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,7 +158,7 @@ def fit(
     run = RunFolder(run_path, writes=world.writes)
     data = {
         "labels_sha256": labels.sha256(),
-        "split_sha256": hashlib.sha256(Path(split_path).read_bytes()).hexdigest(),
+        "split_sha256": split.sha256(),
         "fold": fold,
         "store": labels.store,
         "encoder_sha256": encoder_sha256,

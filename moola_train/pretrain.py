@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -87,7 +86,7 @@ class TrainingPeriod:
         stop = int(labels.start_bar[rows].max()) + labels.length
         digests = {
             "labels_sha256": labels.sha256(),
-            "split_sha256": hashlib.sha256(Path(split_path).read_bytes()).hexdigest(),
+            "split_sha256": split.sha256(),
             "fold": str(fold),
         }
         return cls(stop, digests)

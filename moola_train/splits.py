@@ -11,6 +11,7 @@ whatever the folds before it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -97,6 +98,11 @@ class Split:
         """Count windows by part of each fold, and those that stand in none, ``left_out``."""
         sizes = [{name: len(part[name]) for name in PARTS} for part in self.parts]
         return [{**size, "left_out": len(self.labels) - sum(size.values())} for size in sizes]
+
+    def sha256(self) -> str:
+        """Digest of what the split says, whenever it was made and whatever it is called."""
+        told = {k: v for k, v in self.to_dict().items() if k not in ("name", "created")}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the split as the plain JSON types of its file."""

@@ -66,11 +66,12 @@ def test_make_demo_runs_and_installs_nothing_again(tmp_path: Path) -> None:
     demo = tmp_path / "a demo"
     stamp = ROOT / ".venv" / ".installed"
     before = stamp.stat().st_mtime_ns
-    done = subprocess.run(
-        ["make", "demo", f"DEMO={demo}", "BARS=60000"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    for _ in range(2):  # the second time, everything is there already
+        done = subprocess.run(
+            ["make", "demo", f"DEMO={demo}", "BARS=60000"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
     assert stamp.stat().st_mtime_ns == before
     assert len(mf.open_store(demo / "bars.zarr")) == 60_000
     assert (demo / "chart.html").exists()

@@ -440,3 +440,11 @@ def test_windows_without_times_stay_in_order() -> None:
     assert "'w6' of train and 'w4' of val stand in reversed time" in refusal(
         lambda: check_split(split)
     )
+
+
+def test_digest_is_of_what_the_split_says() -> None:
+    split = chain()
+    renamed = dataclasses.replace(split, name="another", created="2000-01-01T00:00:00Z")
+    assert renamed.sha256() == split.sha256()
+    moved = dataclasses.replace(split, embargo_bars=split.embargo_bars + 1)
+    assert moved.sha256() != split.sha256()
