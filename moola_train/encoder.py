@@ -208,7 +208,7 @@ def _warn_off_fast_path(hidden_size: int) -> None:
     if FASTEST_HIDDEN_SIZE < hidden_size <= FORWARD_HIDDEN_SIZE:
         warnings.warn(
             f"hidden_size is {hidden_size}: between {FASTEST_HIDDEN_SIZE + 1} and "
-            f"{FORWARD_HIDDEN_SIZE} cuDNN trains up to 5 times slower; choose "
+            f"{FORWARD_HIDDEN_SIZE} cuDNN leaves its fast kernels; choose "
             f"{FASTEST_HIDDEN_SIZE} or less",
             stacklevel=3,
         )
