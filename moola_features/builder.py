@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import importlib
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from moola_features import spec
 from moola_features.bars import Bars
+from moola_features.building.crew import Crew
+from moola_features.building.instrument import Instrument
+from moola_features.building.journal import Journal
 from moola_features.config import FeatureConfig
-from moola_features.engine import require_positive
-from moola_features.errors import BarsError, StoreError
-from moola_features.feature_pass import FeaturePass, kernel_of
-from moola_features.files import replaced_folder
-from moola_features.gaps import GapCensus
-from moola_features.segments import segment_bounds, segment_starts
+from moola_features.engine import resolve_workers
+from moola_features.errors import MoolaError, StoreError
+from moola_features.feature_pass import kernel_of
+from moola_features.files import clear_folder, replaced_folder
 from moola_features.store import open_store
 from moola_features.store.layout import FORMAT, METADATA, bar_arrays, group_name
 from moola_features.store.summary import Summary, summarise
-from moola_features.store.writer import StoreWriter, write_universe
-from moola_features.stream import saved_state
+from moola_features.store.writer import write_universe
+from moola_features.versions import versions
+
+if TYPE_CHECKING:
+    from moola_features.bars.sources import BarSource
 
 Progress = Callable[[int, int | None], None]
 _STAGES = ("import", "compile", "read", "compute", "write")
+_PARTS = frozenset({*bar_arrays(0), "segments", METADATA})
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,26 @@ class BuildReport:
         write; ``total`` is their sum.
     up_to_date
         Whether the store was already what was asked for, and was left alone.
+    workers
+        Threads that computed and wrote.
+    num_chunks
+        Chunks of all instruments.
+    num_guessed, num_redone
+        Those computed from a guess of the state before them, and those of them whose guess was
+        wrong, so that they were computed again.
+    num_resumed
+        Those that an earlier build had finished before it was cut off.
     """
 
     path: Path
     instruments: tuple[Summary, ...]
     seconds: dict[str, float]
     up_to_date: bool = False
+    workers: int = 0
+    num_chunks: int = 0
+    num_guessed: int = 0
+    num_redone: int = 0
+    num_resumed: int = 0
 
     @property
     def num_bars(self) -> int:
@@ -69,6 +84,11 @@ class BuildReport:
             "up_to_date": self.up_to_date,
             "num_bars": self.num_bars,
             "seconds": self.seconds,
+            "workers": self.workers,
+            "num_chunks": self.num_chunks,
+            "num_guessed": self.num_guessed,
+            "num_redone": self.num_redone,
+            "num_resumed": self.num_resumed,
             "instruments": [instrument.to_dict() for instrument in self.instruments],
         }
 
@@ -99,14 +119,15 @@ def build(
     column_map: Mapping[str, str] | None = None,
     on_bad_bars: str = "error",
     force: bool = False,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Compute the features of every bar of a source into a store.
 
     The bits are those of :func:`compute`. Memory does not grow with the input. The store is
     written beside the target and takes its place at the end; until then, and if anything goes
-    wrong, what was there stays. A store that already holds these features of this very input is
-    left alone.
+    wrong, what was there stays. A build that was cut off leaves its finished chunks to the next
+    one. A store that already holds these features of this very input is left alone.
 
     Parameters
     ----------
@@ -123,6 +144,9 @@ def build(
         ``"error"``, or ``"drop"`` to leave bad bars out, counted and listed in the report.
     force
         Replace a store of another input or configuration, or rebuild one that is up to date.
+    workers
+        Threads that compute and write, besides the one that reads; one for each core when None.
+        The bytes of the store do not depend on it.
     progress
         Called with bars done and bars in all (None where unknown).
 
@@ -142,6 +166,7 @@ def build(
     """
     clock = _Clock()
     config = config or FeatureConfig()
+    num_workers = resolve_workers(workers)
     target = Path(path)
     with clock.measure("import"):
         importlib.import_module("zarr")
@@ -166,49 +191,79 @@ def build(
         kernel.load()
         stage = "compile" if kernel.was_compiled else "import"
         clock.seconds[stage] += time.perf_counter() - began
-    with replaced_folder(target) as folder, ThreadPoolExecutor(1) as background:
+    with replaced_folder(target, resumable=True) as folder:
         if _identity(target) != found and not force:
             raise StoreError(f"{target} was built by another process meanwhile; build again")
-        digest = background.submit(opened.sha256)
-        instruments = _Instruments(folder, config, opened.symbols)
-        with contextlib.closing(instruments):
-            batches = opened.batches()
-            while True:
-                with clock.measure("read"):
-                    symbol, bars = next(batches, (None, None))
-                if bars is None:
-                    break
-                instruments.add(symbol, bars, clock)
-                if progress is not None:
-                    progress(opened.rows_read, opened.num_rows)
-            with clock.measure("write"):
-                dropped = {name: lost.to_dict() for name, lost in opened.dropped.items()}
-                instruments.finish({**settings, "sha256": digest.result()}, dropped)
+        instruments = _Instruments(folder, config, opened.symbols, num_workers)
+        try:
+            with contextlib.closing(instruments):
+                _run(opened, instruments, settings, clock, progress)
+        except BaseException as error:
+            # What is wrong with the bars stays wrong; else the next build goes on from here.
+            if isinstance(error, MoolaError) or not instruments.has_finished_chunks:
+                clear_folder(folder)
+            raise
         began = time.perf_counter()
     # Flushing everything to the disk, and taking the target's place.
     clock.seconds["write"] += time.perf_counter() - began
-    return BuildReport(target, summarise(target), clock.report())
+    names = ("num_chunks", "num_guessed", "num_redone", "num_resumed")
+    counts = {name: instruments.count(name) for name in names}
+    return BuildReport(target, summarise(target), clock.report(), workers=num_workers, **counts)
+
+
+def _run(
+    opened: BarSource,
+    instruments: _Instruments,
+    settings: dict[str, Any],
+    clock: _Clock,
+    progress: Progress | None,
+) -> None:
+    """Read, let compute and write, and finish."""
+    crew = instruments.crew
+    with ThreadPoolExecutor(1) as background:
+        digest = background.submit(opened.sha256)
+        batches = opened.batches()
+        while True:
+            with clock.measure("read"):
+                symbol, bars = next(batches, (None, None))
+            if bars is None:
+                break
+            began = time.perf_counter()
+            instruments.add(symbol, bars)
+            clock.seconds["write"] += time.perf_counter() - began
+            if progress is not None:
+                progress(opened.rows_read, opened.num_rows)
+        with clock.measure("write"):
+            dropped = {name: lost.to_dict() for name, lost in opened.dropped.items()}
+            instruments.finish({**settings, "sha256": digest.result()}, dropped)
+    # Computing and writing go on at once: what was waited for both is split by what each took.
+    computing, writing = instruments.count("compute_seconds"), instruments.count("write_seconds")
+    share = computing / max(computing + writing, 1e-9)
+    clock.seconds["compute"] += share * crew.waited
+    clock.seconds["write"] -= share * crew.waited
 
 
 class _Instruments:
-    """The stores under way, by symbol."""
+    """The stores under way, by symbol, in a folder that may hold an earlier attempt at them."""
 
-    def __init__(self, folder: Path, config: FeatureConfig, symbols: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, config: FeatureConfig, symbols: tuple[str, ...], workers: int
+    ) -> None:
         self._folder = folder
         self._config = config
         self._multiple = len(symbols) > 1
         self._only_symbol = symbols[0] if len(symbols) == 1 else None
-        self._under_way: dict[str | None, _Instrument] = {}
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="moola-disk")
-        # Started with nothing to do: a thread that is interrupted as it starts is never waited for.
-        self._disk.submit(bool)
+        self._under_way: dict[str | None, Instrument] = {}
+        self._journals: list[Journal] = []
+        groups = [group_name(symbol) for symbol in symbols] if self._multiple else []
+        parts = {*groups, *map(_journal_name, groups)} or {*_PARTS, _journal_name("")}
+        clear_folder(folder, keep=parts)
+        self.crew = Crew(workers, len(spec.columns(config)))
 
-    def add(self, symbol: str | None, bars: Bars, clock: _Clock) -> None:
+    def add(self, symbol: str | None, bars: Bars) -> None:
         if symbol not in self._under_way:
-            folder = self._folder / group_name(symbol) if symbol is not None else self._folder
-            name = self._only_symbol if symbol is None else symbol
-            self._under_way[symbol] = _Instrument(folder, name, self._config, self._disk)
-        self._under_way[symbol].add(bars, clock)
+            self._under_way[symbol] = self._begin(symbol)
+        self._under_way[symbol].add(bars)
 
     def finish(self, source: dict[str, Any], dropped: dict[str | None, dict[str, Any]]) -> None:
         for symbol, instrument in self._under_way.items():
@@ -220,108 +275,32 @@ class _Instruments:
                 {"config": self._config.to_dict(), "input": source, "versions": versions()},
             )
 
+    def count(self, name: str) -> Any:
+        """Sum of an attribute over all instruments."""
+        return sum(getattr(instrument, name) for instrument in self._under_way.values())
+
+    @property
+    def has_finished_chunks(self) -> bool:
+        return not all(journal.is_empty for journal in self._journals)
+
     def close(self) -> None:
-        self._disk.shutdown(wait=True, cancel_futures=True)
+        self.crew.close()
+        for journal in self._journals:
+            journal.close()
+
+    def _begin(self, symbol: str | None) -> Instrument:
+        group = group_name(symbol) if symbol is not None else ""
+        folder = self._folder / group
+        folder.mkdir(exist_ok=True)
+        subject = {"config": self._config.to_dict(), "versions": versions()}
+        journal = Journal(self._folder / _journal_name(group), subject)
+        self._journals.append(journal)
+        name = self._only_symbol if symbol is None else symbol
+        return Instrument(folder, name, self._config, self.crew, journal)
 
 
-class _Instrument:
-    """One store under way: the carried pass, the writer, and what was counted on the way."""
-
-    def __init__(
-        self, folder: Path, symbol: str | None, config: FeatureConfig, disk: Executor
-    ) -> None:
-        self.symbol = symbol
-        self.config = config
-        self.carried = FeaturePass(config)
-        self.writer = StoreWriter(folder, self.carried.num_columns, disk)
-        self.starts: list[NDArray[np.int64]] = []
-        self.gaps = GapCensus()
-        self.num_valid = 0
-        self.num_flat = 0
-        self.first_time: int | None = None
-        self.last_time: int | None = None
-        self.last_valid = False
-
-    def add(self, bars: Bars, clock: _Clock) -> None:
-        """Compute a batch straight into the writer's chunks."""
-        require_positive(bars, self.config, self.writer.num_bars)
-        starts = segment_starts(bars.time, self.config.max_gap_ns, self.last_time)
-        self.starts.append(starts + self.writer.num_bars)
-        self.gaps.add(bars.time, self.last_time)
-        self.num_flat += int(np.count_nonzero(bars.high == bars.low))
-        self.first_time = int(bars.time[0]) if self.first_time is None else self.first_time
-        self.last_time = int(bars.time[-1])
-        done = 0
-        while done < len(bars):
-            with clock.measure("write"):
-                rows = self.writer.room(len(bars) - done)
-            piece = bars[done : done + len(rows.time)]
-            inside = starts[(starts >= done) & (starts < done + len(piece))] - done
-            with clock.measure("compute"):
-                self.carried.run(
-                    piece.open, piece.high, piece.low, piece.close,
-                    inside, rows.features, rows.valid,
-                )  # fmt: skip
-                rows.time[:] = piece.time
-                for j, prices in enumerate((piece.open, piece.high, piece.low, piece.close)):
-                    rows.ohlc[:, j] = prices
-                self.num_valid += int(np.count_nonzero(rows.valid))
-                self.last_valid = bool(rows.valid[-1])
-            with clock.measure("write"):
-                self.writer.advance(len(piece))
-            done += len(piece)
-
-    def finish(self, source: dict[str, Any], dropped: dict[str, Any]) -> None:
-        """Refuse too few bars, then write the rest and the attributes."""
-        num_bars = self.writer.num_bars
-        if num_bars < self.config.window_length:
-            name = source["source"] + (f" [{self.symbol}]" if self.symbol is not None else "")
-            raise BarsError(
-                f"{name}: {num_bars} bars, fewer than one window of "
-                f"{self.config.window_length}; give more bars or a smaller window_length"
-            )
-        segments = segment_bounds(np.concatenate(self.starts), num_bars)
-        state = saved_state(
-            self.config, self.carried, num_bars=num_bars,
-            last_time=self.last_time, valid=self.last_valid,
-        )  # fmt: skip
-        attributes = {
-            "symbol": self.symbol,
-            "features": [_described(column) for column in spec.columns(self.config)],
-            "config": self.config.to_dict(),
-            "input": {**source, "num_bars": num_bars},
-            "dropped": dropped,
-            "gaps": self.gaps.to_dict(),
-            "first_time": self.first_time,
-            "last_time": self.last_time,
-            "num_segments": len(segments),
-            "num_valid": self.num_valid,
-            "num_flat": self.num_flat,
-            "state": state,
-            "versions": versions(),
-        }
-        self.writer.finish(segments, attributes)
-
-
-def versions() -> dict[str, str]:
-    """Versions of whatever has a say in the bits of a store."""
-    from moola_features import __version__
-
-    packages = ("numpy", "numba", "zarr", "polars", "pyarrow")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"moola": __version__, "python": platform.python_version(), **found}
-
-
-def _described(column: spec.Column) -> dict[str, Any]:
-    def bound(value: float) -> float | None:
-        return float(value) if np.isfinite(value) else None  # JSON knows no infinity
-
-    return {
-        "name": column.name,
-        "low": bound(column.low),
-        "high": bound(column.high),
-        "meaning": column.meaning,
-    }
+def _journal_name(group: str) -> str:
+    return f".{group}.journal"
 
 
 def _is_up_to_date(target: Path, config: FeatureConfig, asked: dict[str, Any]) -> bool:
@@ -352,8 +331,7 @@ def _require_ours(target: Path) -> None:
         document = json.loads((target / METADATA).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         # No mark that can be read: ours if it holds nothing but parts of a store. Empty will do.
-        parts = {*bar_arrays(0), "segments", METADATA}
-        ours = target.is_dir() and {entry.name for entry in target.iterdir()} <= parts
+        ours = target.is_dir() and {entry.name for entry in target.iterdir()} <= _PARTS
     else:
         attributes = document.get("attributes") if isinstance(document, dict) else None
         ours = isinstance(attributes, dict) and attributes.get("format") == FORMAT

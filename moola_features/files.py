@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from moola_features.errors import OutputError
@@ -55,16 +55,21 @@ def replaced_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replaced_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder beside the target; on success it takes the target's place.
+def replaced_folder(path: str | Path, *, resumable: bool = False) -> Iterator[Path]:
+    """Give a folder beside the target; on success it takes the target's place.
 
     One process at a time may do so for one target: the folder itself is locked, so a crash leaves
-    no lock behind, and what it left half-done is cleared by the next one.
+    no lock behind.
 
     Parameters
     ----------
     path
         The folder to make or replace.
+    resumable
+        Whether what an earlier attempt left half-done is handed over, and what this one leaves,
+        unless it is empty, is kept for the next; by default the folder is cleared before and
+        removed after. What begins with a dot right in it are notes for that purpose: they are
+        removed when all the rest is on the disk.
 
     Raises
     ------
@@ -80,12 +85,20 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         beside = place.with_name(f".{place.name}.building")
         held = _Held(stack, target)
         stack.callback(held.remove, beside)
-        _clear_or_make(beside, held)
-        yield beside
-        for folder, _, names in os.walk(beside):
-            for name in names:
-                _flush(Path(folder) / name)
-            _flush(Path(folder))
+        _make(beside, held)
+        if not resumable:
+            clear_folder(beside)
+        try:
+            yield beside
+            _flush_below(beside)
+        except BaseException as error:
+            if resumable and any(beside.iterdir()):
+                error.add_note(f"what is finished stays in {beside}, to be gone on from")
+                held.let_go()  # so that it stays
+            raise
+        for note in beside.glob(".*"):
+            note.unlink()
+        _flush(beside)
         if os.path.lexists(place):
             # The old folder gets the name that others try to lock; hold it until it is gone.
             held.take(place)
@@ -93,6 +106,17 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         else:
             os.rename(beside, place)
         _flush(place.parent)
+
+
+def clear_folder(folder: Path, keep: Container[str] = ()) -> None:
+    """Remove whatever lies in a folder, but for some names."""
+    for entry in list(os.scandir(folder)):
+        if entry.name in keep:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry)
+        else:
+            os.unlink(entry)
 
 
 def require_folder(folder: Path, target: Path) -> None:
@@ -155,8 +179,8 @@ class _Held:
             os.close(self._handles.pop())
 
 
-def _clear_or_make(folder: Path, held: _Held) -> None:
-    """Make and lock a folder, clearing what a crashed process left in it."""
+def _make(folder: Path, held: _Held) -> None:
+    """Make and lock a folder, or lock what a crashed process left of it."""
     # Between making, opening and locking it, its owner may have moved it into place: once more.
     while not held.has(folder):
         held.let_go()
@@ -176,11 +200,6 @@ def _clear_or_make(folder: Path, held: _Held) -> None:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
             raise OutputError(f"{folder} is in the way; remove it") from None
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry)
-        else:
-            os.unlink(entry)
 
 
 def _exchange(first: Path, second: Path) -> None:
@@ -198,6 +217,14 @@ def _exchange(first: Path, second: Path) -> None:
     os.rename(second, aside)
     os.rename(first, second)
     os.rename(aside, first)
+
+
+def _flush_below(folder: Path) -> None:
+    """Flush everything below a folder to the disk."""
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            _flush(Path(inner) / name)
+        _flush(Path(inner))
 
 
 def _flush(path: Path) -> None:
@@ -229,4 +256,5 @@ def _output_errors(target: Path) -> Iterator[None]:
         if error.errno not in remedies:
             raise
         what = os.strerror(error.errno).lower()
-        raise OutputError(f"{target} cannot be written: {what}; {remedies[error.errno]}") from error
+        told = "; ".join([what, remedies[error.errno], *getattr(error, "__notes__", ())])
+        raise OutputError(f"{target} cannot be written: {told}") from error

@@ -46,7 +46,14 @@ class GapCensus:
         found = np.searchsorted(bounds, lengths[longer])
         self._counts += np.bincount(found, minlength=len(self._counts))
         longest = longer[np.argsort(~lengths[longer], kind="stable")[:NUM_LONGEST]]
-        candidates = [(int(lengths[i]), int(time[i])) for i in longest]
+        self._keep([(int(lengths[i]), int(time[i])) for i in longest])
+
+    def merge(self, other: GapCensus) -> None:
+        """Count what another one has counted, too."""
+        self._counts += other._counts
+        self._keep(other._longest)
+
+    def _keep(self, candidates: list[tuple[int, int]]) -> None:
         ordered = sorted(self._longest + candidates, key=lambda gap: (-gap[0], gap[1]))
         self._longest = ordered[:NUM_LONGEST]
 
