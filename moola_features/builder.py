@@ -17,6 +17,7 @@ from moola_features.bars import Bars
 from moola_features.building.crew import Crew
 from moola_features.building.instrument import Instrument
 from moola_features.building.journal import Journal
+from moola_features.building.memory import fitting_workers, parse_size, peak_bytes
 from moola_features.config import FeatureConfig
 from moola_features.engine import resolve_workers
 from moola_features.errors import MoolaError, StoreError
@@ -53,6 +54,8 @@ class BuildReport:
         Whether the store was already what was asked for, and was left alone.
     workers
         Threads that computed and wrote.
+    predicted_bytes, peak_bytes
+        Memory that was foretold, and the most that this process has had.
     num_chunks
         Chunks of all instruments.
     num_guessed, num_redone
@@ -67,6 +70,8 @@ class BuildReport:
     seconds: dict[str, float]
     up_to_date: bool = False
     workers: int = 0
+    predicted_bytes: int = 0
+    peak_bytes: int = 0
     num_chunks: int = 0
     num_guessed: int = 0
     num_redone: int = 0
@@ -85,6 +90,8 @@ class BuildReport:
             "num_bars": self.num_bars,
             "seconds": self.seconds,
             "workers": self.workers,
+            "predicted_bytes": self.predicted_bytes,
+            "peak_bytes": self.peak_bytes,
             "num_chunks": self.num_chunks,
             "num_guessed": self.num_guessed,
             "num_redone": self.num_redone,
@@ -120,7 +127,9 @@ def build(
     on_bad_bars: str = "error",
     force: bool = False,
     workers: int | None = None,
+    max_memory: int | str | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> BuildReport:
     """Compute the features of every bar of a source into a store.
 
@@ -147,8 +156,13 @@ def build(
     workers
         Threads that compute and write, besides the one that reads; one for each core when None.
         The bytes of the store do not depend on it.
+    max_memory
+        Most memory that this process may take, such as ``"500MB"``: the number of workers is
+        lowered until it fits. None for no limit.
     progress
         Called with bars done and bars in all (None where unknown).
+    tell
+        Called, before anything is built, with a line about the memory that it will take.
 
     Returns
     -------
@@ -161,12 +175,15 @@ def build(
         Bars that cannot be read or contradict themselves, or too few for one window.
     StoreError
         The target holds something else and ``force`` is not set.
+    ConfigError
+        Less than one worker, or memory that not even one fits into.
     OutputError
         A full disk, no permission, or another build of the same target.
     """
     clock = _Clock()
     config = config or FeatureConfig()
     num_workers = resolve_workers(workers)
+    limit = None if max_memory is None else parse_size(max_memory)
     target = Path(path)
     with clock.measure("import"):
         importlib.import_module("zarr")
@@ -191,6 +208,15 @@ def build(
         kernel.load()
         stage = "compile" if kernel.was_compiled else "import"
         clock.seconds[stage] += time.perf_counter() - began
+    num_workers, predicted = fitting_workers(
+        num_workers, limit,
+        num_columns=len(spec.columns(config)),
+        batch_bars=opened.batch_bars,
+        decoding_bytes=opened.decoding_bytes,
+        num_symbols=len(opened.symbols),
+    )  # fmt: skip
+    if tell is not None:
+        tell(_memory_text(predicted, num_workers, limit))
     with replaced_folder(target, resumable=True) as folder:
         if _identity(target) != found and not force:
             raise StoreError(f"{target} was built by another process meanwhile; build again")
@@ -208,7 +234,10 @@ def build(
     clock.seconds["write"] += time.perf_counter() - began
     names = ("num_chunks", "num_guessed", "num_redone", "num_resumed")
     counts = {name: instruments.count(name) for name in names}
-    return BuildReport(target, summarise(target), clock.report(), workers=num_workers, **counts)
+    return BuildReport(
+        target, summarise(target), clock.report(),
+        workers=num_workers, predicted_bytes=predicted, peak_bytes=peak_bytes(), **counts,
+    )  # fmt: skip
 
 
 def _run(
@@ -301,6 +330,12 @@ class _Instruments:
 
 def _journal_name(group: str) -> str:
     return f".{group}.journal"
+
+
+def _memory_text(predicted: int, workers: int, limit: int | None) -> str:
+    threads = f"{workers} worker{'s' if workers > 1 else ''}"
+    bound = "no limit" if limit is None else f"limit {limit / 1e6:,.0f} MB"
+    return f"memory: about {predicted / 1e6:,.0f} MB with {threads}, {bound}"
 
 
 def _is_up_to_date(target: Path, config: FeatureConfig, asked: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from moola_features.verification import Check
 from tests.strategies import to_bars
 
 CHECKS = [
-    "bars", "segments", "recompute", "state", "attributes", "range",
+    "checksums", "bars", "segments", "recompute", "state", "attributes", "range",
     "causal", "local", "scale", "valid share", "density",
 ]  # fmt: skip
 INPUT_CHECKS = ["input digest", "input bars"]

@@ -317,20 +317,25 @@ def peak():
     return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM"))
 
 small, large, target = sys.argv[1:]
-mf.build(small, target, mf.FeatureConfig(context=True))
+told = []
+config = mf.FeatureConfig(context=True)
+report = mf.build(small, target, config, workers=2, tell=told.append)
 before = peak()
-mf.build(large, target, mf.FeatureConfig(context=True), force=True)
-print(before // 1024, peak() // 1024)
+mf.build(large, target, config, workers=2, force=True)
+print(before // 1024, peak() // 1024, report.predicted_bytes >> 20, report.peak_bytes >> 20)
+assert told == [f"memory: about {report.predicted_bytes / 1e6:,.0f} MB with 2 workers, no limit"]
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_does_not_grow_with_the_input(tmp_path):
     large = walk(2_500_000)
-    small = write(large[:300_000], tmp_path / "small.parquet")
+    small = write(large[:1_000_000], tmp_path / "small.parquet")
     source = write(large, tmp_path / "large.parquet")
     found = run_python(MEMORY, small, source, tmp_path / "x.zarr").stdout.split()
-    before, after = map(int, found)
-    assert after < 600  # MiB
-    assert after - before < 100  # eight times the bars; all of them would take 200 MiB
+    before, after, foretold, told = map(int, found)
+    assert after < 476  # MiB: 500 MB
+    assert after < 1.1 * before  # the other 1.5 million bars would take 120 MiB
+    assert abs(told - before) <= 1
+    assert before < foretold < 1.3 * before
     assert_store_holds(mf.open_store(tmp_path / "x.zarr"), large, mf.FeatureConfig(context=True))

@@ -78,14 +78,14 @@ def require_intact(folder: Path, attributes: Mapping[str, Any], num_columns: int
     ------
     StoreError
         A file, or the attributes, that are not what was written; or a store without checksums,
-        as moola 0.1 wrote them.
+        as moola 0.1.0 made it.
     """
-    known = attributes.get("checksums")
-    if not isinstance(known, dict) or known.get("algorithm") != ALGORITHM:
+    if not has_checksums(attributes):
         raise StoreError(
             f"{folder} has no {ALGORITHM} checksums, so it cannot be checked; "
             "rebuild it with --force"
         )
+    known = attributes["checksums"]
     if known.get("attributes") != of_attributes(attributes):
         raise StoreError(
             f"{folder}: attributes are not what was written: CRC-32 is "
@@ -97,6 +97,12 @@ def require_intact(folder: Path, attributes: Mapping[str, Any], num_columns: int
             if fault:
                 raise StoreError(fault)
     return len(files)
+
+
+def has_checksums(attributes: Mapping[str, Any]) -> bool:
+    """Whether a store tells checksums of a kind that is known here."""
+    known = attributes.get("checksums")
+    return isinstance(known, dict) and known.get("algorithm") == ALGORITHM
 
 
 def file_checksum(path: Path) -> int:
@@ -134,6 +140,6 @@ def _fault(expected: tuple[Path, int]) -> str:
     if found == value:
         return ""
     return (
-        f"file {path} is not what was written: CRC-32 is {as_text([found])}, "
+        f"file {path} is not what was written: its CRC-32 is {as_text([found])}, "
         f"not {as_text([value])}; {_REBUILD}"
     )

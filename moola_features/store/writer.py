@@ -7,7 +7,10 @@ zarr-python would write, without its copies.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +29,12 @@ from moola_features.store.layout import (
     SEGMENTS,
     ArrayFormat,
     bar_arrays,
+    chunk_bytes,
     chunk_path,
     group_name,
 )
+
+_DIRECT = getattr(os, "O_DIRECT", 0)  # which macOS has not
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +57,13 @@ class Rows:
 
     @classmethod
     def empty_chunk(cls, num_columns: int) -> Self:
-        """Return room for the rows of one chunk; what it holds is arbitrary."""
-        arrays = bar_arrays(num_columns)
-        return cls(**{
-            name: np.empty(array.chunk_shape, array.dtype) for name, array in arrays.items()
-        })  # fmt: skip
+        """Return room for the rows of one chunk, in whole pages; what it holds is arbitrary."""
+        made = {}
+        for name, array in bar_arrays(num_columns).items():
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            pages = mmap.mmap(-1, chunk_bytes(array), flags=flags)
+            made[name] = np.frombuffer(pages, array.dtype).reshape(array.chunk_shape)
+        return cls(**made)
 
 
 def write_chunk(folder: Path, index: int, chunk: Rows) -> dict[str, int]:
@@ -66,7 +74,9 @@ def write_chunk(folder: Path, index: int, chunk: Rows) -> dict[str, int]:
     """
     arrays = bar_arrays(chunk.features.shape[1])
     return {
-        name: _write_values(chunk_path(folder, name, index, array), getattr(chunk, name))
+        name: _write_values(
+            chunk_path(folder, name, index, array), getattr(chunk, name), whole_pages=True
+        )
         for name, array in arrays.items()
     }
 
@@ -156,18 +166,48 @@ def _bytes_of(values: NDArray[Any]) -> memoryview:
     return memoryview(np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8).data)
 
 
-def _write_values(path: Path, values: NDArray[Any]) -> int:
-    data = whole = _bytes_of(values)
+def _write_values(path: Path, values: NDArray[Any], *, whole_pages: bool = False) -> int:
+    data = _bytes_of(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        while data:
-            data = data[os.write(handle, data) :]
+        if whole_pages:
+            _bypass_cache(handle, True)
+        _write_all(handle, data)
     finally:
         os.close(handle)
-    return checksums.checksum(whole)
+    return checksums.checksum(data)
+
+
+def _write_all(handle: int, data: memoryview) -> None:
+    while data:
+        try:
+            data = data[os.write(handle, data) :]
+        except OSError as error:
+            # The rest of a write that came up short, or a disk with larger blocks.
+            if error.errno != errno.EINVAL or not _bypass_cache(handle, False):
+                raise
+
+
+def _bypass_cache(handle: int, wanted: bool) -> bool:
+    """Let writes go past the page cache or not; return whether that was a change.
+
+    Copying into the cache takes more of the processor than computing what is copied: on a virtual
+    machine under Linux 6.18, 577 MB took 1.5 s of it, and 0.1 s past the cache.
+    """
+    if not _DIRECT:
+        return False
+    flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+    changed = flags | _DIRECT if wanted else flags & ~_DIRECT
+    if changed == flags:
+        return False
+    try:
+        fcntl.fcntl(handle, fcntl.F_SETFL, changed)
+    except OSError:  # a file system that cannot
+        return False
+    return True
 
 
 def _remove_others(folder: Path, num_files: int) -> None:
