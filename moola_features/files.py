@@ -119,6 +119,25 @@ def clear_folder(folder: Path, keep: Container[str] = ()) -> None:
             os.unlink(entry)
 
 
+def link_tree(source: Path, target: Path) -> None:
+    """Give every file below a folder a second name below another, which must be empty.
+
+    Where names cannot be given, files are copied. Whoever changes one of them must put another in
+    its place, since both names are of one file.
+    """
+    for inner, folders, names in os.walk(source):
+        here = target / Path(inner).relative_to(source)
+        for name in folders:
+            (here / name).mkdir()
+        for name in names:
+            try:
+                os.link(Path(inner) / name, here / name)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK):
+                    raise
+                shutil.copyfile(Path(inner) / name, here / name)
+
+
 def require_folder(folder: Path, target: Path) -> None:
     """Refuse to write into a folder that is not there."""
     if not folder.is_dir():

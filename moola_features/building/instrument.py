@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moola_features import spec
 from moola_features.bars import Bars
 from moola_features.building.chunks import ChunkDone, ChunkTask
 from moola_features.building.crew import Crew
 from moola_features.building.journal import Journal
+from moola_features.building.tally import Tally
 from moola_features.config import FeatureConfig
 from moola_features.engine import require_positive
 from moola_features.errors import BarsError
 from moola_features.feature_pass import FeaturePass
-from moola_features.gaps import GapCensus
 from moola_features.segments import segment_bounds
-from moola_features.store.layout import CHUNK_BARS, bar_arrays
+from moola_features.store.layout import CHUNK_BARS
 from moola_features.store.writer import finish_store
 from moola_features.stream import saved_state
 from moola_features.stretches import Cutter, Stretch
@@ -41,7 +40,9 @@ class Instrument:
     crew
         Runs the tasks.
     journal
-        What an earlier build has finished, and where this one notes what it has.
+        What an earlier build has finished, and where this one notes what it has; None for neither.
+    tally
+        What was counted of the bars that stand already; None where there are none.
 
     Attributes
     ----------
@@ -58,7 +59,8 @@ class Instrument:
         symbol: str | None,
         config: FeatureConfig,
         crew: Crew,
-        journal: Journal,
+        journal: Journal | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.symbol = symbol
         self.num_chunks = self.num_guessed = self.num_redone = self.num_resumed = 0
@@ -67,55 +69,68 @@ class Instrument:
         self._config = config
         self._crew = crew
         self._journal = journal
-        self._cutter = Cutter(config, CHUNK_BARS)
+        self._tally = tally or Tally()
+        self._standing = self._tally.standing
+        self._cutter = Cutter(
+            config, CHUNK_BARS,
+            num_bars=self._tally.num_bars,
+            segment_start=self._tally.segment_start,
+            last_time=self._tally.last_time,
+        )  # fmt: skip
         self._end: Future[bytes] = Future()
-        self._end.set_result(b"")  # what is before the first bar matters to none
-        self._starts: list[NDArray[np.int64]] = []
-        self._gaps = GapCensus()
-        self._num_bars = self._num_valid = self._num_flat = 0
-        self._first_time: int | None = None
-        self._last_time: int | None = None
-        self._last_valid = False
-        self._checksums: dict[str, list[int]] = {
-            name: [] for name in bar_arrays(len(spec.columns(config)))
-        }
+        self._end.set_result(self._tally.state)
+
+    @property
+    def num_bars(self) -> int:
+        """Bars that stood already and have been taken."""
+        return self._tally.num_bars
 
     def add(self, bars: Bars) -> None:
         """Take the next bars; what makes a whole chunk goes to the crew."""
-        require_positive(bars, self._config, self._num_bars)
-        self._num_bars += len(bars)
-        self._first_time = int(bars.time[0]) if self._first_time is None else self._first_time
-        self._last_time = int(bars.time[-1])
+        tally = self._tally
+        require_positive(bars, self._config, tally.num_bars)
+        tally.num_bars += len(bars)
+        tally.first_time = int(bars.time[0]) if tally.first_time is None else tally.first_time
+        tally.last_time = int(bars.time[-1])
         for stretch in self._cutter.add(bars):
             self._submit(stretch)
 
     def finish(self, source: dict[str, Any], dropped: dict[str, Any]) -> None:
         """Refuse too few bars, let the rest be computed, and write what stands beside it.
 
+        Parameters
+        ----------
+        source
+            What the bars come from; the number of all bars is added unless it tells one.
+        dropped
+            Bad bars that were left out.
+
         Raises
         ------
         BarsError
             Fewer bars than one window.
         """
-        if self._num_bars < self._config.window_length:
+        num_bars = self._tally.num_bars
+        if num_bars < self._config.window_length:
             name = source["source"] + (f" [{self.symbol}]" if self.symbol is not None else "")
             raise BarsError(
-                f"{name}: {self._num_bars} bars, fewer than one window of "
+                f"{name}: {num_bars} bars, fewer than one window of "
                 f"{self._config.window_length}; give more bars or a smaller window_length"
             )
         for stretch in self._cutter.finish():
             self._submit(stretch)
         self._crew.drain()
-        segments = segment_bounds(np.concatenate(self._starts), self._num_bars)
+        segments = segment_bounds(np.concatenate(self._tally.starts), num_bars)
         attributes = self._attributes(source, dropped, len(segments))
-        finish_store(self._folder, self._num_bars, self._checksums, segments, attributes)
+        finish_store(self._folder, num_bars, self._tally.checksums, segments, attributes)
 
     def _submit(self, stretch: Stretch) -> None:
         start, self._end = self._end, Future()
-        self._starts.append(stretch.starts + stretch.first_bar)
+        self._tally.starts.append(stretch.starts + stretch.first_bar)
+        standing, self._standing = self._standing, None
         task = ChunkTask(
             config=self._config, folder=self._folder, stretch=stretch,
-            start=start, end=self._end, journal=self._journal,
+            start=start, end=self._end, standing=standing, journal=self._journal,
         )  # fmt: skip
         self._crew.submit(task, self._take)
 
@@ -126,34 +141,29 @@ class Instrument:
         self.num_redone += done.computed is not None and done.computed.redone
         self.compute_seconds += done.compute_seconds
         self.write_seconds += done.write_seconds
-        self._gaps.merge(done.gaps)
-        self._num_valid += done.num_valid
-        self._num_flat += done.num_flat
-        self._last_valid = done.last_valid
-        for name, value in done.checksums.items():
-            self._checksums[name].append(value)
+        self._tally.add(done)
 
     def _attributes(
         self, source: dict[str, Any], dropped: dict[str, Any], num_segments: int
     ) -> dict[str, Any]:
-        config = self._config
+        config, tally = self._config, self._tally
         carried = FeaturePass(config)
         carried.thaw(self._end.result())
         return {
             "symbol": self.symbol,
             "features": [_described(column) for column in spec.columns(config)],
             "config": config.to_dict(),
-            "input": {**source, "num_bars": self._num_bars},
+            "input": {**source, "num_bars": source.get("num_bars", tally.num_bars)},
             "dropped": dropped,
-            "gaps": self._gaps.to_dict(),
-            "first_time": self._first_time,
-            "last_time": self._last_time,
+            "gaps": tally.gaps.to_dict(),
+            "first_time": tally.first_time,
+            "last_time": tally.last_time,
             "num_segments": num_segments,
-            "num_valid": self._num_valid,
-            "num_flat": self._num_flat,
+            "num_valid": tally.num_valid,
+            "num_flat": tally.num_flat,
             "state": saved_state(
                 config, carried,
-                num_bars=self._num_bars, last_time=self._last_time, valid=self._last_valid,
+                num_bars=tally.num_bars, last_time=tally.last_time, valid=tally.last_valid,
             ),
             "versions": versions(),
         }  # fmt: skip

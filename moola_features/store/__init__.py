@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from moola_features.config import FeatureConfig
 from moola_features.errors import MoolaError, StoreError, StoreNotFoundError
+from moola_features.store.checksums import require_intact
 from moola_features.store.layout import (
-    CHUNK_BARS,
     FORMAT,
     FORMAT_VERSION,
     METADATA,
@@ -23,8 +23,8 @@ from moola_features.store.layout import (
     bar_arrays,
     chunk_bytes,
     chunk_path,
+    num_chunks,
 )
-from moola_features.store.checksums import require_intact
 from moola_features.store.mapping import map_files
 from moola_features.times import TimeLike, time_text
 from moola_features.windows import Windows
@@ -159,8 +159,8 @@ class Store:
     def _map(self, name: str, array: ArrayFormat) -> NDArray[Any]:
         self._check_metadata(name, array, (self.num_bars, *array.row), array.chunk_shape)
         dtype = np.dtype(array.dtype).newbyteorder("<")
-        num_chunks = -(-self.num_bars // CHUNK_BARS)
-        paths = [chunk_path(self.path, name, index, array) for index in range(num_chunks)]
+        indices = range(num_chunks(self.num_bars))
+        paths = [chunk_path(self.path, name, index, array) for index in indices]
         values = map_files(paths, chunk_bytes(array)).view(dtype).reshape(-1, *array.row)
         return values[: self.num_bars]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moola_features.errors import StoreError
-from moola_features.store.layout import SEGMENTS, bar_arrays, chunk_path
+from moola_features.store.layout import SEGMENTS, bar_arrays, chunk_path, num_chunks
 
 ALGORITHM = "crc32"
 _DIGITS = 8  # hexadecimal, of one checksum
@@ -85,13 +85,13 @@ def require_intact(folder: Path, attributes: Mapping[str, Any], num_columns: int
             f"{folder} has no {ALGORITHM} checksums, so it cannot be checked; "
             "rebuild it with --force"
         )
-    known = attributes["checksums"]
+    known: Mapping[str, Any] = attributes["checksums"]
     if known.get("attributes") != of_attributes(attributes):
         raise StoreError(
             f"{folder}: attributes are not what was written: CRC-32 is "
             f"{of_attributes(attributes)}, not {known.get('attributes')}; {_REBUILD}"
         )
-    files = list(_expected(folder, known, num_columns))
+    files = list(_expected(folder, known, num_columns, num_chunks(int(attributes["num_bars"]))))
     with ThreadPoolExecutor(thread_name_prefix="moola-check") as threads:
         for fault in threads.map(_fault, files):
             if fault:
@@ -115,16 +115,22 @@ def file_checksum(path: Path) -> int:
 
 
 def _expected(
-    folder: Path, known: Mapping[str, Any], num_columns: int
+    folder: Path, known: Mapping[str, Any], num_columns: int, num_chunk_files: int
 ) -> Iterator[tuple[Path, int]]:
     """Every file of values with its checksum."""
     for name, array in {**bar_arrays(num_columns), "segments": SEGMENTS}.items():
+        num_files = 1 if array is SEGMENTS else num_chunk_files
         try:
             values = from_text(known[name])
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(
                 f"{folder}: checksums of {name} cannot be read: {error!r}; {_REBUILD}"
             ) from error
+        if len(values) != num_files:
+            raise StoreError(
+                f"{folder}: checksums of {name} are of {len(values)} files, not {num_files}; "
+                f"{_REBUILD}"
+            )
         for index, value in enumerate(values):
             yield chunk_path(folder, name, index, array), value
 

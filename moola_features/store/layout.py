@@ -48,6 +48,17 @@ def chunk_bytes(array: ArrayFormat) -> int:
     return math.prod(array.chunk_shape) * _ITEM_BYTES[array.dtype]
 
 
+def num_chunks(num_bars: int) -> int:
+    """Files of one array that so many bars take.
+
+    Examples
+    --------
+    >>> num_chunks(65_536), num_chunks(65_537)
+    (1, 2)
+    """
+    return -(-num_bars // CHUNK_BARS)
+
+
 def chunk_path(folder: Path, name: str, index: int, array: ArrayFormat) -> Path:
     """Path of a chunk file: the index along the bars, then a 0 for each other dimension."""
     return folder.joinpath(name, "c", str(index), *("0" for _ in array.row))

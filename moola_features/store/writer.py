@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from moola_features.files import clear_folder
 from moola_features.store import checksums
 from moola_features.store.layout import (
-    CHUNK_BARS,
     FORMAT,
     FORMAT_VERSION,
     METADATA,
@@ -150,15 +149,18 @@ def write_group(
     os.replace(beside, folder / METADATA)
 
 
+def rewrite_attributes(folder: Path, attributes: dict[str, Any], news: dict[str, Any]) -> None:
+    """Write the metadata of a group that stays as it is but for some attributes."""
+    ours = ("format", "format_version", "checksums", "complete")
+    rest = {name: value for name, value in attributes.items() if name not in ours}
+    known = {name: value for name, value in attributes["checksums"].items() if name != "attributes"}
+    write_group(folder, {**rest, **news}, known)
+
+
 def write_universe(folder: Path, symbols: list[str], attributes: dict[str, Any]) -> None:
     """Write the group above the groups of several instruments."""
     groups = {symbol: group_name(symbol) for symbol in symbols}
     write_group(folder, {"kind": "universe", "instruments": groups, **attributes})
-
-
-def num_chunks(num_bars: int) -> int:
-    """Chunk files that so many bars take."""
-    return -(-num_bars // CHUNK_BARS)
 
 
 def _bytes_of(values: NDArray[Any]) -> memoryview:
