@@ -119,23 +119,25 @@ def clear_folder(folder: Path, keep: Container[str] = ()) -> None:
             os.unlink(entry)
 
 
-def link_tree(source: Path, target: Path) -> None:
+def link_tree(source: str | Path, target: str | Path) -> None:
     """Give every file below a folder a second name below another, which must be empty.
 
     Where names cannot be given, files are copied. Whoever changes one of them must put another in
     its place, since both names are of one file.
     """
-    for inner, folders, names in os.walk(source):
-        here = target / Path(inner).relative_to(source)
-        for name in folders:
-            (here / name).mkdir()
-        for name in names:
+    with os.scandir(source) as entries:
+        for entry in entries:
+            beside = os.path.join(target, entry.name)
+            if entry.is_dir():
+                os.mkdir(beside)
+                link_tree(entry.path, beside)
+                continue
             try:
-                os.link(Path(inner) / name, here / name)
+                os.link(entry.path, beside)
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK):
                     raise
-                shutil.copyfile(Path(inner) / name, here / name)
+                shutil.copyfile(entry.path, beside)
 
 
 def require_folder(folder: Path, target: Path) -> None:

@@ -11,7 +11,14 @@ from moola_features.building.report import BuildReport
 from moola_features.config import FeatureConfig
 from moola_features.errors import StoreError
 from moola_features.files import replaced_folder
-from moola_features.store import Store, Universe, open_store
+from moola_features.store import (
+    Store,
+    Universe,
+    open_store,
+    read_attributes,
+    require_config,
+    undisturbed,
+)
 from moola_features.versions import versions
 
 
@@ -60,9 +67,14 @@ def append(job: Job, target: Path) -> BuildReport:
 
 def config_of(target: Path, config: FeatureConfig | None) -> FeatureConfig:
     """Return the configuration of a store, which must be the one asked for, if one is."""
-    opened = open_store(target, config)
-    store = next(iter(opened.values())) if isinstance(opened, Universe) else opened
-    found: FeatureConfig = store.config
+    attributes = undisturbed(target, lambda: read_attributes(target))
+    try:
+        found = FeatureConfig.from_dict(attributes["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{target}: attributes cannot be read: {error!r}; rebuild it with --force"
+        ) from error
+    require_config(target, found, config or found)
     return found
 
 

@@ -152,7 +152,7 @@ class Store:
         fresh = open_store(self.path)
         if not isinstance(fresh, Store):
             raise StoreError(f"{self.path} holds several instruments now; open it anew")
-        require_config(fresh, self.config)
+        require_config(fresh.path, fresh.config, self.config)
         vars(self).update(vars(fresh))
         return True
 
@@ -275,7 +275,7 @@ def open_store(
     opened = undisturbed(folder, lambda: _open(folder, check))
     if config is not None:
         for store in opened.values() if isinstance(opened, Universe) else [opened]:
-            require_config(store, config)
+            require_config(store.path, store.config, config)
     return opened
 
 
@@ -352,13 +352,13 @@ def read_attributes(folder: Path) -> dict[str, Any]:
     return attributes
 
 
-def require_config(store: Store, config: FeatureConfig) -> None:
+def require_config(path: Path, known: FeatureConfig, config: FeatureConfig) -> None:
     """Refuse a store of another configuration, naming the first setting that differs."""
     for name, wanted in config.to_dict().items():
-        found = getattr(store.config, name)
+        found = getattr(known, name)
         if found != wanted:
             raise StoreError(
-                f"{store.path} was built with {name} = {found!r}, not {wanted!r}; "
+                f"{path} was built with {name} = {found!r}, not {wanted!r}; "
                 "rebuild it with --force, or build into another folder"
             )
 
