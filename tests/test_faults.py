@@ -24,6 +24,7 @@ from moola_features.errors import OutputError
 from moola_features.files import replaced_folder
 from moola_features.store import writer as store_writer
 from tests.markets import (
+    CHUNK,
     ROOT,
     assert_store_holds,
     environment,
@@ -228,6 +229,106 @@ def test_killed_at_any_moment(name, tmp_path):
     # Every build after a crash has cleared what that left behind.
     assert names_in(tmp_path) == ["bars.parquet", "x.zarr"]
     assert_store_holds(mf.open_store(tmp_path / "x.zarr"), bars, OLD)
+
+
+REPEATED = """
+import json, os, random, shutil, signal, sys, time
+import numba, zarr, zarr.codecs  # everything, and no thread yet: children are forked
+import moola_features as mf
+from moola_features.bars import sources
+from moola_features.feature_pass import kernel_of
+
+folder, kind, num_trials = sys.argv[1], sys.argv[2], int(sys.argv[3])
+target = f"{folder}/work/x.zarr"
+new = mf.FeatureConfig(k=3)
+kernel_of(new).load()
+
+def started():
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        how = {"append": True} if kind == "append" else {"config": new, "force": True}
+        report = mf.build(f"{folder}/bars.parquet", target, **how)
+        code = 100 + report.num_resumed
+    finally:
+        os._exit(code)
+
+def reset():
+    shutil.rmtree(f"{folder}/work", ignore_errors=True)
+    os.mkdir(f"{folder}/work")
+    shutil.copytree(f"{folder}/old", target)
+
+for _ in range(2):  # the first one takes longer
+    reset()
+    began = time.perf_counter()
+    assert os.WEXITSTATUS(os.waitpid(started(), 0)[1]) == 100
+    took = time.perf_counter() - began
+randomness = random.Random(7)
+for trial in range(num_trials):
+    reset()
+    child = started()
+    time.sleep(took * (trial + 0.2 + randomness.random()) / num_trials)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    print(json.dumps({"status": status}), flush=True)
+    sys.stdin.readline()  # the store is looked at
+    code = os.WEXITSTATUS(os.waitpid(started(), 0)[1])
+    print(json.dumps({"num_resumed": code - 100}), flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("kind", ["append", "build"])
+def test_killed_and_repeated(kind, tmp_path):
+    """The old store or the new one after a kill; the new one after a repetition."""
+    bars = walk(3 * CHUNK + 100)
+    write(bars, tmp_path / "bars.parquet")
+    before, after = bars, bars
+    if kind == "append":
+        before = bars[: CHUNK + 100]
+    mf.build(before, tmp_path / "old", OLD)
+    if kind == "append":
+        shutil.copytree(tmp_path / "old", tmp_path / "new")
+        mf.build(tmp_path / "bars.parquet", tmp_path / "new", append=True)
+    else:
+        mf.build(tmp_path / "bars.parquet", tmp_path / "new", NEW)
+    old, new = tree(tmp_path / "old"), tree(tmp_path / "new")
+    num_trials = 10
+    process = subprocess.Popen(
+        [sys.executable, "-c", REPEATED, str(tmp_path), kind, str(num_trials)], cwd=ROOT,
+        env=environment({}), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stood, num_resumed = [], []
+    for line in process.stdout:
+        told = json.loads(line)
+        found = tree(tmp_path / "work" / "x.zarr")
+        mf.open_store(tmp_path / "work" / "x.zarr", check=True)
+        if "status" in told:
+            assert found in (old, new)
+            stood.append(found == new)
+        else:
+            assert found == new
+            assert names_in(tmp_path / "work") == ["x.zarr"]
+            num_resumed.append(told["num_resumed"])
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert process.wait() == 0
+    process.stdin.close()
+    process.stdout.close()
+    assert len(stood) == len(num_resumed) == num_trials
+    assert not all(stood)
+    assert all(0 <= number <= 3 for number in num_resumed)
+    if kind == "append":
+        assert num_resumed == [0] * num_trials
+    else:
+        assert any(num_resumed)
+    assert_store_holds(
+        mf.open_store(tmp_path / "work" / "x.zarr"), after, OLD if kind == "append" else NEW
+    )
 
 
 class TestAtOnce:
