@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +119,8 @@ def started(work: Callable[[], object]) -> int:
     try:
         work()
         code = 0
-    except MoolaError as error:
-        print(f"unexpected: {error}", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -339,6 +340,8 @@ def read_only(place: Place, kind: Kind) -> Row:
     place.target.parent.chmod(0o555)
 
     def work() -> int:
+        # Once, so that everything is imported while it may still be read.
+        mf.build(place.head, place.folder / "scratch", OLD, force=True)
         if os.geteuid() == 0:  # whom permissions do not stop
             os.setgid(65534)
             os.setuid(65534)

@@ -10,7 +10,7 @@ from moola_features.building.crew import Crew
 from moola_features.building.instrument import Instrument
 from moola_features.building.journal import Journal
 from moola_features.building.overlap import Overlap
-from moola_features.building.tally import tally_of
+from moola_features.building.tally import require_last_chunk, tally_of
 from moola_features.config import FeatureConfig
 from moola_features.errors import StoreError
 from moola_features.files import clear_folder, link_tree
@@ -167,6 +167,7 @@ class GrowingInstruments:
         store = self._store(name)
         if store is not None:
             if name not in self._overlaps:
+                require_last_chunk(store)  # before its bars are held against others
                 whose = self._name if symbol is None else f"{self._name} [{symbol}]"
                 self._overlaps[name] = Overlap(store, whose, in_rows=self._in_rows)
             bars = self._overlaps[name].new_bars(bars)

@@ -69,21 +69,13 @@ class Tally:
 def tally_of(store: Store) -> Tally:
     """Count a store's bars by what it tells of them.
 
-    Raises
-    ------
-    StoreError
-        A store that tells too little, or whose last chunk is not what was written.
+    The store must have passed :func:`require_last_chunk`.
     """
     told = store.attributes
-    if not has_checksums(told):
-        raise StoreError(
-            f"{store.path} has no checksums, as moola 0.1.0 made it; rebuild it with --force"
-        )
     num_full, num_standing = divmod(len(store), CHUNK_BARS)
     checksums = {name: from_text(told["checksums"][name]) for name in bar_arrays(0)}
     standing = None
     if num_standing:
-        _require_last_chunk(store, num_full, checksums)
         standing = Rows(store.features, store.time, store.valid, store.ohlc)
         standing = standing[slice(num_full * CHUNK_BARS, None)]
     carried = FeaturePass.from_state(store.config, told["state"]["pass"])
@@ -103,11 +95,22 @@ def tally_of(store: Store) -> Tally:
     )
 
 
-def _require_last_chunk(store: Store, index: int, checksums: dict[str, list[int]]) -> None:
-    """Refuse to go on from rows that are not what was written: they would be written again."""
+def require_last_chunk(store: Store) -> None:
+    """Refuse to go on from rows that are not what was written: they would be written again.
+
+    Raises
+    ------
+    StoreError
+        A store without checksums, or whose last chunk has others.
+    """
+    if not has_checksums(store.attributes):
+        raise StoreError(
+            f"{store.path} has no checksums, as moola 0.1.0 made it; rebuild it with --force"
+        )
+    index = (len(store) - 1) // CHUNK_BARS
     for name, array in bar_arrays(len(store.names)).items():
         path = chunk_path(store.path, name, index, array)
-        if file_checksum(path) != checksums[name][index]:
+        if file_checksum(path) != from_text(store.attributes["checksums"][name])[index]:
             raise StoreError(
                 f"file {path} is not what was written: its checksum is another; restore it from "
                 "a copy, or rebuild the store with --force"
