@@ -20,6 +20,7 @@ SECTIONS = {
     "test_windows": "Windows",
     "test_stream": "Stream",
     "test_startup": "Starting, opening, checking",
+    "test_labels": "Labels",
     "test_loaders": "Batches for training",
 }
 _SCALES = {
