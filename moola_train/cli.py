@@ -6,9 +6,13 @@ import click
 
 from moola_features import __version__
 from moola_features.command import CONTEXT, run
+from moola_train.commands.evaluate import evaluate
 from moola_train.commands.fit import fit
+from moola_train.commands.inspect import inspect
+from moola_train.commands.label import label
 from moola_train.commands.models import models
 from moola_train.commands.pretrain import pretrain
+from moola_train.commands.review import review
 from moola_train.commands.split import split
 
 
@@ -18,7 +22,7 @@ def cli() -> None:
     """Train small recurrent models on the windows of a feature store."""
 
 
-for _command in (models, split, pretrain, fit):
+for _command in (models, label, inspect, review, split, pretrain, fit, evaluate):
     cli.add_command(_command)
 
 

@@ -37,6 +37,7 @@ def fit(
     run_path: Path,
     resume: str,
     tensorboard: bool,
+    mlflow: str | None,
     config: Path | None,
     settings: dict[str, str],
     print_config: bool,
@@ -50,7 +51,7 @@ def fit(
         return
     from moola_train.fit import fit as fit_model
 
-    with running(resolved, run_path, tensorboard=tensorboard) as (world, report):
+    with running(resolved, run_path, tensorboard=tensorboard, mlflow=mlflow) as (world, report):
         found = fit_model(
             open_one(store), labels, split_path, run_path, resolved,
             fold=fold, encoder=encoder, resume=resume == "auto", report=report, world=world,

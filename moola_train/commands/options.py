@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from moola_train.config import DEVICES, PRECISIONS, RunConfig
+from moola_train.config import DEVICES, PRECISIONS, DataConfig, RunConfig, class_names
 
 if TYPE_CHECKING:
     from moola_features.store import Store
@@ -34,7 +34,11 @@ def run_options(function: Callable[..., None]) -> Callable[..., None]:
     events = click.option(
         "--tensorboard", is_flag=True, help="Write TensorBoard events into the run's folder too."
     )
-    return folder(resume(events(function)))
+    tracking = click.option(
+        "--mlflow", is_flag=False, flag_value="", metavar="[URI]",
+        help="Log to an MLflow tracking server too; the one of MLFLOW_TRACKING_URI without URI.",
+    )  # fmt: skip
+    return folder(resume(events(tracking(function))))
 
 
 def setting_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -48,6 +52,7 @@ def setting_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--preset", help="Same as --set model.preset=..."),
         click.option("--epochs", type=int, help="Same as --set loop.epochs=..."),
         click.option("--batch-size", type=int, help="Same as --set data.batch_size=..."),
+        click.option("--classes", help="Same as --set data.classes=..., with commas between them."),
         click.option("--seed", type=int, help="Same as --set loop.seed=...; 17 when left out."),
         click.option("--device", type=click.Choice(DEVICES)),
         click.option("--precision", type=click.Choice(PRECISIONS)),
@@ -58,6 +63,20 @@ def setting_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def classes_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --classes, for a command that reads labels and has no other settings."""
+    return click.option(
+        "--classes", default=DataConfig().classes, show_default=True, callback=_parse_classes,
+        help="Labels that may stand there, with commas between them.",
+    )(function)  # fmt: skip
+
+
+def _parse_classes(
+    _context: click.Context, _option: click.Parameter, value: str
+) -> tuple[str, ...]:
+    return class_names("--classes", value)
 
 
 def _parse_set(
@@ -74,6 +93,7 @@ def _parse_set(
 
 _FLAGS = {
     "preset": "model.preset", "epochs": "loop.epochs", "batch_size": "data.batch_size",
+    "classes": "data.classes",
     "seed": "loop.seed", "device": "loop.device", "precision": "loop.precision",
     "deterministic": "loop.deterministic", "max_minutes": "loop.max_minutes",
     "freeze_epochs": "optimiser.freeze_epochs", "unfreeze_lr_scale": "optimiser.unfreeze_lr_scale",

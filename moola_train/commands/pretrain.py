@@ -37,6 +37,7 @@ def pretrain(
     run_path: Path,
     resume: str,
     tensorboard: bool,
+    mlflow: str | None,
     config: Path | None,
     settings: dict[str, str],
     print_config: bool,
@@ -57,8 +58,10 @@ def pretrain(
     assert opened is not None
     period = None
     if split_path is not None and labels is not None:
-        period = TrainingPeriod.of(opened, labels, split_path, fold)
-    with running(resolved, run_path, tensorboard=tensorboard) as (world, report):
+        period = TrainingPeriod.of(
+            opened, labels, split_path, fold, classes=resolved.data.class_names
+        )
+    with running(resolved, run_path, tensorboard=tensorboard, mlflow=mlflow) as (world, report):
         found = pretrain_encoder(
             opened, output, run_path, resolved,
             period=period, resume=resume == "auto", report=report, world=world,

@@ -14,15 +14,14 @@ from moola_features.terminal import count, print_fields
 from moola_train.config import RunConfig
 
 if TYPE_CHECKING:
+    from moola_train.assembly import RunReport
     from moola_train.distributed import World
-    from moola_train.fit import FitReport
     from moola_train.loop import Outcome, Report
-    from moola_train.pretrain import PretrainReport
 
 
 @contextlib.contextmanager
 def running(
-    config: RunConfig, run_path: Path, *, tensorboard: bool
+    config: RunConfig, run_path: Path, *, tensorboard: bool, mlflow: str | None
 ) -> Iterator[tuple[World, Report]]:
     """Join the other processes, if any; the first one shows progress and keeps records."""
     from moola_train import trackers
@@ -37,6 +36,8 @@ def running(
             if tensorboard:
                 folder = run_path / "tensorboard"
                 listeners.append(stack.enter_context(trackers.tensorboard(folder)))
+            if mlflow is not None:
+                listeners.append(stack.enter_context(trackers.mlflow(mlflow, config, run_path)))
             listeners.append(stack.enter_context(training_progress(config.loop.epochs)))
 
         def report(record: dict[str, Any]) -> None:
@@ -53,7 +54,7 @@ def exit_if_stopped(outcome: Outcome) -> None:
         sys.exit(1)
 
 
-def print_outcome(report: FitReport | PretrainReport) -> None:
+def print_outcome(report: RunReport) -> None:
     """Print how a run ended, on how many windows."""
     outcome = report.outcome
     parts = ", ".join(f"{name} {count(size)}" for name, size in report.parts.items())

@@ -9,7 +9,7 @@ import click
 
 from moola_features.command import command, json_option
 from moola_features.terminal import count, print_json, print_table
-from moola_train.commands.options import PATH, open_one
+from moola_train.commands.options import PATH, classes_option, open_one
 
 
 @command
@@ -18,19 +18,29 @@ from moola_train.commands.options import PATH, open_one
 @click.option("-o", "--output", type=PATH, required=True, help="Where to write the split (.json).")
 @click.option("--method", type=click.Choice(["forward-chain"]), default="forward-chain")
 @click.option("--folds", type=int, default=1, show_default=True)
-@click.option("--val-share", type=float, default=0.15, show_default=True)
-@click.option("--test-share", type=float, default=0.15, show_default=True)
+@click.option("--val-share", type=float, help="Of the windows, for each fold; else 0.15.")
+@click.option("--test-share", type=float, help="Of the windows, the last ones; else 0.15.")
+@click.option("--val-from", help="Where validation begins, a time in UTC, in place of shares.")
+@click.option("--test-from", help="Where the sealed test part begins.")
 @click.option("--purge-bars", type=int, help="At least a window less one; that when left out.")
 @click.option("--embargo-bars", type=int, default=0, show_default=True)
+@classes_option
 @json_option
 def split(
-    labels: Path, store: Path | None, output: Path, method: str, as_json: bool, **settings: Any
+    labels: Path,
+    store: Path | None,
+    output: Path,
+    method: str,
+    classes: tuple[str, ...],
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Divide labelled windows into training, validation and test parts, purged in bars."""
     from moola_train.labels import read_labels
     from moola_train.splits import forward_chain, write_split
 
-    made = forward_chain(read_labels(labels, store=open_one(store)), name=method, **settings)
+    windows = read_labels(labels, classes=classes, store=open_one(store))
+    made = forward_chain(windows, name=method, **settings)
     write_split(made, output)
     if as_json:
         print_json({"split": str(output), "folds": made.counts()})
