@@ -74,6 +74,11 @@ def _exponential_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def polars_candles(frame: pl.DataFrame) -> pl.DataFrame:
     """The six candle columns by expressions, on Polars' own threads."""
+    return frame.lazy().select(candle_expressions()).collect()
+
+
+def candle_expressions() -> list[pl.Expr]:
+    """The six candle columns as Polars expressions, float32."""
     open_, high, low, close = (pl.col(name) for name in PRICES)
     bar_range = high - low
 
@@ -90,4 +95,4 @@ def polars_candles(frame: pl.DataFrame) -> pl.DataFrame:
         share(pl.min_horizontal(open_, close) - low, "lower_wick_pct"),
         pl.when(bar_range > 0).then(relative).otherwise(0.0).alias("range_z"),
     )
-    return frame.lazy().select(column.cast(pl.Float32) for column in columns).collect()
+    return [column.cast(pl.Float32) for column in columns]

@@ -16,6 +16,7 @@ BEGIN = "<!-- benchmarks: begin -->"
 END = "<!-- benchmarks: end -->"
 SECTIONS = {
     "test_features": "Features in memory, one thread",
+    "test_parallel": "Features in memory, several threads",
     "test_build": "A whole build",
     "test_windows": "Windows",
     "test_stream": "Stream",

@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from moola_features.bars import Bars
     from moola_features.bars.sources import read_bars
-    from moola_features.builder import BuildReport, build
+    from moola_features.builder import build
+    from moola_features.building.report import BuildReport
     from moola_features.config import FeatureConfig
     from moola_features.engine import Features, Swings, compute, swings, transform_windows
     from moola_features.errors import MoolaError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bars": "bars",
-    "BuildReport": "builder", "build": "builder",
+    "BuildReport": "building.report", "build": "builder",
     "FeatureConfig": "config",
     "Features": "engine", "Swings": "engine", "compute": "engine", "swings": "engine",
     "transform_windows": "engine",

@@ -29,7 +29,7 @@ from moola_features.terminal import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from moola_features.builder import BuildReport
+    from moola_features.building.report import BuildReport
     from moola_features.store.summary import Summary
 
 _FOLDER = click.Path(path_type=Path)
@@ -98,6 +98,9 @@ def _config_of(values: dict[str, Any]) -> FeatureConfig:
     help="Stop at a bad bar, or leave it out and say so.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a store of another input or configuration.")
+@click.option("--append", is_flag=True, help="Add what is new in BARS to the store.")
+@click.option("--workers", type=click.IntRange(1), help="Threads; one a core when left out.")
+@click.option("--max-memory", metavar="500MB", help="Lower the number of workers until it fits.")
 @json_option
 def build(
     bars: Path,
@@ -105,18 +108,24 @@ def build(
     mapping: dict[str, str] | None,
     on_bad_bars: str,
     force: bool,
+    append: bool,
+    workers: int | None,
+    max_memory: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Compute the features of BARS (Parquet, CSV or Arrow) into a store."""
     from moola_features.builder import build as build_store
 
-    config = _config_of(settings)
+    given = any(value is not None for value in settings.values())
+    config = _config_of(settings) if given or not append else None
     started = time.perf_counter() - _BEGAN
     with progress_bar("bars") as progress:
         report = build_store(
             bars, store, config,
-            column_map=mapping, on_bad_bars=on_bad_bars, force=force, progress=progress,
+            column_map=mapping, on_bad_bars=on_bad_bars, force=force, append=append,
+            workers=workers, max_memory=max_memory, progress=progress,
+            tell=lambda line: click.echo(line, err=True),
         )  # fmt: skip
     report.seconds["import"] += started
     report.seconds["total"] += started
@@ -140,7 +149,21 @@ def _print_build(report: BuildReport) -> None:
         rows.append(("", "up to date: nothing was built"))
     else:
         rows.append(("speed", f"{report.num_bars / work / 1e6:,.1f} million bars/s"))
+        rows.append(("chunks", _chunks_text(report)))
+        memory = f"{size(report.peak_bytes)} at most, {size(report.predicted_bytes)} foretold"
+        rows.append(("memory", f"{memory}, {report.workers} workers"))
     print_fields("", rows)
+
+
+def _chunks_text(report: BuildReport) -> str:
+    counts = (
+        (report.num_guessed, "begun from a guess"),
+        (report.num_redone, "computed again"),
+        (report.num_resumed, "finished by an earlier build"),
+        (report.num_appended, "bars appended"),
+    )
+    told = "".join(f", {count(number)} {what}" for number, what in counts if number)
+    return f"{count(report.num_chunks)}{told}"
 
 
 def _summary_fields(summary: Summary) -> list[tuple[str, str]]:

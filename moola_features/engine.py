@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from moola_features.bars import Bars
 from moola_features.bars.checks import MAX_PRICE
 from moola_features.config import FeatureConfig
-from moola_features.errors import BarsError
+from moola_features.errors import BarsError, ConfigError
 from moola_features.feature_pass import FeaturePass, history_depth
 from moola_features.segments import segment_bounds, segment_starts
+from moola_features.stretches import Computed, Cutter, run_stretch
 from moola_features.times import time_text
+
+STRETCH_BARS = 65_536  # of a thread at a time: enough that starting it costs nothing beside it
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +65,9 @@ class Swings:
     price: NDArray[np.float64]
 
 
-def compute(bars: Bars, config: FeatureConfig | None = None) -> Features:
+def compute(
+    bars: Bars, config: FeatureConfig | None = None, *, workers: int | None = 1
+) -> Features:
     """Compute every feature of every bar.
 
     Parameters
@@ -69,6 +76,8 @@ def compute(bars: Bars, config: FeatureConfig | None = None) -> Features:
         The bars, T of them.
     config
         What to compute; the standard profile when None.
+    workers
+        Threads; one for each core when None. The bits do not depend on it.
 
     Returns
     -------
@@ -79,6 +88,8 @@ def compute(bars: Bars, config: FeatureConfig | None = None) -> Features:
     ------
     BarsError
         Family ``returns`` with a price that is not above 0.
+    ConfigError
+        Less than one worker.
 
     Examples
     --------
@@ -94,13 +105,72 @@ def compute(bars: Bars, config: FeatureConfig | None = None) -> Features:
     ((300, 11), 'range_z')
     """
     config = config or FeatureConfig()
+    num_workers = resolve_workers(workers)
     carried = FeaturePass(config)
     require_positive(bars, config)
     starts = segment_starts(bars.time, config.max_gap_ns, None)
     values = np.empty((len(bars), carried.num_columns), np.float32)
     valid = np.empty(len(bars), np.bool_)
-    carried.run(bars.open, bars.high, bars.low, bars.close, starts, values, valid)
+    if num_workers == 1:
+        carried.run(bars.open, bars.high, bars.low, bars.close, starts, values, valid)
+    else:
+        compute_at_once(bars, config, values, valid, workers=num_workers)
     return Features(values, valid, config.names, segment_bounds(starts, len(bars)))
+
+
+def compute_at_once(
+    bars: Bars,
+    config: FeatureConfig,
+    values: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    *,
+    workers: int,
+    size: int = STRETCH_BARS,
+    warmup: int | None = None,
+) -> list[Computed]:
+    """Compute every bar by several threads, stretch by stretch.
+
+    Parameters
+    ----------
+    bars, config
+        As for :func:`compute`.
+    values, valid
+        float32 ``[T, F]`` and bool ``[T]``: get the features and the validity.
+    workers
+        Threads.
+    size, warmup
+        Bars in a stretch, and bars before it to guess its state from.
+
+    Returns
+    -------
+    list of Computed
+        How each stretch was computed.
+    """
+    cutter = Cutter(config, size, warmup=warmup)
+    end: Future[bytes] = Future()
+    end.set_result(b"")
+    tasks = []
+    with ThreadPoolExecutor(workers) as threads:
+        for stretch in [*cutter.add(bars), *cutter.finish()]:
+            rows = slice(stretch.first_bar, stretch.first_bar + len(stretch.bars))
+            start, end = end, Future()
+            tasks.append(
+                threads.submit(run_stretch, config, stretch, start, end, values[rows], valid[rows])
+            )
+    return [task.result() for task in tasks]
+
+
+def resolve_workers(workers: int | None) -> int:
+    """Return a number of threads: as asked for, or one for each core this process may use."""
+    if workers is None:
+        return (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f"workers is {workers!r}; give a whole number from 1, or leave it out")
+    return workers
 
 
 def transform_windows(ohlc: ArrayLike, config: FeatureConfig | None = None) -> NDArray[np.float32]:

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moola_features.bars.checks import PRICES
-from moola_features.builder import versions
 from moola_features.errors import ConfigError, MoolaError, OutputError, WindowError
 from moola_features.files import replaced_folder
 from moola_features.splits import DEFAULT_SHARES, split_windows
 from moola_features.store import Store, open_store, read_json
 from moola_features.store.layout import CHUNK_BARS
 from moola_features.times import time_text
+from moola_features.versions import versions
 from moola_features.windows import Windows, valid_starts
 
 FORMAT = "moola-export"

@@ -80,6 +80,24 @@ class FeaturePass:
             self.parameters, self.carried, self.history, values, valid,
         )  # fmt: skip
 
+    def freeze(self) -> bytes:
+        """Return the carried state as bytes: equal bytes, equal results from here on."""
+        return self.carried.tobytes() + self.history.tobytes()
+
+    def thaw(self, frozen: bytes) -> None:
+        """Go on from the state that :meth:`freeze` of the same configuration returned."""
+        size = self.carried.nbytes
+        self.carried[:] = np.frombuffer(frozen, self.carried.dtype, 1)
+        self.history[:] = np.frombuffer(frozen, np.float64, offset=size).reshape(self.history.shape)
+
+    def age(self, num_bars: int) -> None:
+        """Let the segment have begun so many bars earlier than the state knows."""
+        state = self.carried[0]
+        state["index"] += num_bars
+        for name in ("extreme_index", "swing_high_index", "swing_low_index"):
+            known = state["leg"] != 0 if name == "extreme_index" else state[name] >= 0
+            state[name] += num_bars if known else 0
+
     def state(self) -> dict[str, Any]:
         """Return the carried state as plain JSON types; floats survive JSON to the bit."""
         record = self.carried[0]

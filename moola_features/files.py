@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from moola_features.errors import OutputError
@@ -55,16 +55,21 @@ def replaced_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replaced_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder beside the target; on success it takes the target's place.
+def replaced_folder(path: str | Path, *, resumable: bool = False) -> Iterator[Path]:
+    """Give a folder beside the target; on success it takes the target's place.
 
     One process at a time may do so for one target: the folder itself is locked, so a crash leaves
-    no lock behind, and what it left half-done is cleared by the next one.
+    no lock behind.
 
     Parameters
     ----------
     path
         The folder to make or replace.
+    resumable
+        Whether what an earlier attempt left half-done is handed over, and what this one leaves,
+        unless it is empty, is kept for the next; by default the folder is cleared before and
+        removed after. What begins with a dot right in it are notes for that purpose: they are
+        removed when all the rest is on the disk.
 
     Raises
     ------
@@ -80,12 +85,20 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         beside = place.with_name(f".{place.name}.building")
         held = _Held(stack, target)
         stack.callback(held.remove, beside)
-        _clear_or_make(beside, held)
-        yield beside
-        for folder, _, names in os.walk(beside):
-            for name in names:
-                _flush(Path(folder) / name)
-            _flush(Path(folder))
+        _make(beside, held)
+        if not resumable:
+            clear_folder(beside)
+        try:
+            yield beside
+            _flush_below(beside, held.latest)
+        except BaseException as error:
+            if resumable and any(beside.iterdir()):
+                error.add_note(f"what is finished stays in {beside}, to be gone on from")
+                held.let_go()  # so that it stays
+            raise
+        for note in beside.glob(".*"):
+            note.unlink()
+        _flush(beside)
         if os.path.lexists(place):
             # The old folder gets the name that others try to lock; hold it until it is gone.
             held.take(place)
@@ -93,6 +106,38 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         else:
             os.rename(beside, place)
         _flush(place.parent)
+
+
+def clear_folder(folder: Path, keep: Container[str] = ()) -> None:
+    """Remove whatever lies in a folder, but for some names."""
+    for entry in list(os.scandir(folder)):
+        if entry.name in keep:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry)
+        else:
+            os.unlink(entry)
+
+
+def link_tree(source: str | Path, target: str | Path) -> None:
+    """Give every file below a folder a second name below another, which must be empty.
+
+    Where names cannot be given, files are copied. Whoever changes one of them must put another in
+    its place, since both names are of one file.
+    """
+    with os.scandir(source) as entries:
+        for entry in entries:
+            beside = os.path.join(target, entry.name)
+            if entry.is_dir():
+                os.mkdir(beside)
+                link_tree(entry.path, beside)
+                continue
+            try:
+                os.link(entry.path, beside)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK):
+                    raise
+                shutil.copyfile(entry.path, beside)
 
 
 def require_folder(folder: Path, target: Path) -> None:
@@ -132,6 +177,11 @@ class _Held:
             raise
         self._handles.append(handle)
 
+    @property
+    def latest(self) -> int:
+        """Handle of the folder that was locked last."""
+        return self._handles[-1]
+
     def has(self, folder: Path) -> bool:
         """Whether the folder that now has this path is one of them."""
         try:
@@ -155,8 +205,8 @@ class _Held:
             os.close(self._handles.pop())
 
 
-def _clear_or_make(folder: Path, held: _Held) -> None:
-    """Make and lock a folder, clearing what a crashed process left in it."""
+def _make(folder: Path, held: _Held) -> None:
+    """Make and lock a folder, or lock what a crashed process left of it."""
     # Between making, opening and locking it, its owner may have moved it into place: once more.
     while not held.has(folder):
         held.let_go()
@@ -176,11 +226,6 @@ def _clear_or_make(folder: Path, held: _Held) -> None:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
             raise OutputError(f"{folder} is in the way; remove it") from None
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry)
-        else:
-            os.unlink(entry)
 
 
 def _exchange(first: Path, second: Path) -> None:
@@ -198,6 +243,31 @@ def _exchange(first: Path, second: Path) -> None:
     os.rename(second, aside)
     os.rename(first, second)
     os.rename(aside, first)
+
+
+def _flush_below(folder: Path, handle: int) -> None:
+    """Flush everything below an open folder to the disk."""
+    # The whole file system at once: flushing 100 files one by one took 0.3 s, this 0.004 s.
+    # The handle is older than what was written, so an error in writing any of it is told.
+    if _sync_file_system(handle):
+        return
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            _flush(Path(inner) / name)
+        _flush(Path(inner))
+
+
+def _sync_file_system(handle: int) -> bool:
+    """Flush the file system that an open file lies on; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "syncfs"):
+        return False
+    if libc.syncfs(handle) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code))
 
 
 def _flush(path: Path) -> None:
@@ -222,6 +292,7 @@ def _output_errors(target: Path) -> Iterator[None]:
             errno.EACCES: "choose a folder that you may write to",
             errno.EPERM: "choose a folder that you may write to",
             errno.EROFS: "choose a folder that you may write to",
+            errno.EIO: "the disk fails; choose another one",
             errno.ENAMETOOLONG: "choose a shorter name",
             errno.EBUSY: "choose a folder that is no mount point",
             errno.EXDEV: "choose a folder that is no mount point",
@@ -229,4 +300,5 @@ def _output_errors(target: Path) -> Iterator[None]:
         if error.errno not in remedies:
             raise
         what = os.strerror(error.errno).lower()
-        raise OutputError(f"{target} cannot be written: {what}; {remedies[error.errno]}") from error
+        told = "; ".join([what, remedies[error.errno], *getattr(error, "__notes__", ())])
+        raise OutputError(f"{target} cannot be written: {told}") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moola_features.segments import steps
-from moola_features.times import time_text
+from moola_features.times import parse_time_ns, time_text
 
 _MINUTE = 60 * 10**9
 # Upper bounds of the classes, in ns, and what they are called.
@@ -46,7 +46,33 @@ class GapCensus:
         found = np.searchsorted(bounds, lengths[longer])
         self._counts += np.bincount(found, minlength=len(self._counts))
         longest = longer[np.argsort(~lengths[longer], kind="stable")[:NUM_LONGEST]]
-        candidates = [(int(lengths[i]), int(time[i])) for i in longest]
+        self._keep([(int(lengths[i]), int(time[i])) for i in longest])
+
+    def merge(self, other: GapCensus) -> None:
+        """Count what another one has counted, too."""
+        self._counts += other._counts
+        self._keep(other._longest)
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any], time: NDArray[np.int64]) -> Self:
+        """Make a census that goes on from what :meth:`to_dict` told of a series.
+
+        Parameters
+        ----------
+        told
+            The counts and the longest gaps.
+        time
+            int64 ``[T]``: times of that series, which know the gaps to the nanosecond.
+        """
+        made = cls()
+        made._counts[:] = list(told["histogram"].values())
+        for gap in told["longest"]:
+            after = parse_time_ns("after", gap["after"])
+            position = int(np.searchsorted(time, after))
+            made._longest.append((int(steps(time[position : position + 2])[0]), after))
+        return made
+
+    def _keep(self, candidates: list[tuple[int, int]]) -> None:
         ordered = sorted(self._longest + candidates, key=lambda gap: (-gap[0], gap[1]))
         self._longest = ordered[:NUM_LONGEST]
 

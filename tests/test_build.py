@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +15,7 @@ import pytest
 import moola_features as mf
 from moola_features.bars import sources
 from moola_features.bars.checks import PRICES
+from moola_features.building import crew
 from moola_features.errors import BarsError, StoreError
 from tests.markets import (
     CHUNK,
@@ -26,7 +29,7 @@ from tests.markets import (
     walk,
     write,
 )
-from tests.strategies import MINUTE_NS, START_NS
+from tests.strategies import MINUTE_NS, START_NS, to_bars
 
 CONFIGS = {
     "standard": mf.FeatureConfig(max_gap="2h"),
@@ -44,6 +47,16 @@ MANY = 140_000  # bars: two chunk files and a part of one
 @pytest.fixture(scope="module")
 def many_bars() -> mf.Bars:
     return walk(MANY, gaps=SEAMS)
+
+
+def long_trap() -> mf.Bars:
+    """Eight chunks: a flat run over one seam, and over another a climb in which no swing turns."""
+    ohlc = np.column_stack(walk(7 * CHUNK + 500, seed=3).arrays[1:])
+    flat, climb = slice(2 * CHUNK - 900, 2 * CHUNK + 200), slice(4 * CHUNK - 900, 4 * CHUNK + 200)
+    ohlc[flat] = ohlc[flat.start]
+    rise = np.arange(1_100)
+    ohlc[climb] = ohlc[climb.start, 1] + np.column_stack((rise, rise + 1, rise, rise + 1))
+    return to_bars(START_NS + np.arange(len(ohlc)) * MINUTE_NS, ohlc)
 
 
 def batched(monkeypatch: pytest.MonkeyPatch, batch_bars: int) -> None:
@@ -97,6 +110,38 @@ class TestSameBits:
         batched(monkeypatch, 12_345)
         mf.build(source, tmp_path / "b.zarr", CONFIGS["everything"])
         assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr")
+
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_any_number_of_workers(self, name, tmp_path):
+        bars = long_trap()
+        found = {}
+        for workers in (1, 2, 7):
+            report = mf.build(bars, tmp_path / "x.zarr", CONFIGS[name], workers=workers, force=True)
+            assert (report.workers, report.num_chunks) == (workers, 8)
+            assert report.num_redone <= report.num_guessed < 8
+            found[workers] = tree(tmp_path / "x.zarr")
+        assert_store_holds(mf.open_store(tmp_path / "x.zarr"), bars, CONFIGS[name])
+        assert found[2] == found[1]
+        assert found[7] == found[1]
+
+    def test_guesses_are_made_and_mended(self, tmp_path, monkeypatch):
+        """With the first chunk held back, every other one has nothing but its guess."""
+        held = threading.Event()
+        run_chunk = crew.run_chunk
+
+        def run(task: Any, buffer: Any) -> Any:
+            if task.index == 0:
+                assert held.wait(60)
+            if task.index == 4:
+                held.set()
+            return run_chunk(task, buffer)
+
+        monkeypatch.setattr(crew, "run_chunk", run)
+        bars = long_trap()
+        report = mf.build(bars, tmp_path / "x.zarr", CONFIGS["no segments"], workers=5)
+        assert report.num_guessed >= 4
+        assert report.num_redone >= 2  # behind the run of flat bars, and in the long climb
+        assert_store_holds(mf.open_store(tmp_path / "x.zarr"), bars, CONFIGS["no segments"])
 
     @pytest.mark.parametrize("name", CONFIGS)
     def test_a_stream_goes_on_from_a_store(self, name, many_bars, tmp_path):
@@ -272,20 +317,25 @@ def peak():
     return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM"))
 
 small, large, target = sys.argv[1:]
-mf.build(small, target, mf.FeatureConfig(context=True))
+told = []
+config = mf.FeatureConfig(context=True)
+report = mf.build(small, target, config, workers=2, tell=told.append)
 before = peak()
-mf.build(large, target, mf.FeatureConfig(context=True), force=True)
-print(before // 1024, peak() // 1024)
+mf.build(large, target, config, workers=2, force=True)
+print(before // 1024, peak() // 1024, report.predicted_bytes >> 20, report.peak_bytes >> 20)
+assert told == [f"memory: about {report.predicted_bytes / 1e6:,.0f} MB with 2 workers, no limit"]
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_does_not_grow_with_the_input(tmp_path):
     large = walk(2_500_000)
-    small = write(large[:300_000], tmp_path / "small.parquet")
+    small = write(large[:1_000_000], tmp_path / "small.parquet")
     source = write(large, tmp_path / "large.parquet")
     found = run_python(MEMORY, small, source, tmp_path / "x.zarr").stdout.split()
-    before, after = map(int, found)
-    assert after < 600  # MiB
-    assert after - before < 100  # eight times the bars; all of them would take 200 MiB
+    before, after, foretold, told = map(int, found)
+    assert after < 476  # MiB: 500 MB
+    assert after < 1.1 * before  # the other 1.5 million bars would take 120 MiB
+    assert abs(told - before) <= 1
+    assert before < foretold < 1.3 * before
     assert_store_holds(mf.open_store(tmp_path / "x.zarr"), large, mf.FeatureConfig(context=True))

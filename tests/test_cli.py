@@ -88,6 +88,18 @@ class TestBuild:
         assert instrument["num_valid"] == features.valid.sum()
         assert sum(instrument["gaps"]["histogram"].values()) == 20_000 - 1
 
+    def test_workers_and_memory(self, moola, tmp_path: Path) -> None:
+        target = tmp_path / "a.zarr"
+        done = moola("build", SAMPLE, "-o", target, "--workers", 3, "--max-memory", "4GB")
+        assert done.code == 0
+        assert "with 3 workers, limit 4,000 MB" in done.err
+        assert "3 workers" in done.out
+        assert "chunks" in done.out
+        refused = moola("build", SAMPLE, "-o", target, "--force", "--max-memory", "10MB")
+        assert refused.code == 2
+        one_line(refused, "max_memory is 10 MB, but with one worker", "allow as much")
+        assert moola("build", SAMPLE, "-o", target, "--workers", 0).code == 2
+
     def test_second_build_says_up_to_date_and_compiles_nothing(self, moola, store: Path) -> None:
         done = moola("build", SAMPLE, "-o", store)
         assert done.code == 0

@@ -24,6 +24,7 @@ from moola_features.errors import OutputError
 from moola_features.files import replaced_folder
 from moola_features.store import writer as store_writer
 from tests.markets import (
+    CHUNK,
     ROOT,
     assert_store_holds,
     environment,
@@ -37,7 +38,8 @@ from tests.markets import (
 
 OLD, NEW = mf.FeatureConfig(), mf.FeatureConfig(k=3)
 NUM_BARS = 66_000  # two chunk files
-NUM_WRITES = 2 * 4 + 1  # chunk files of four arrays, and the segments
+# Chunk files of four arrays, the segments, and the journal: its head and the chunk that is full.
+NUM_WRITES = 2 * 4 + 1 + 2
 
 
 class TestFullDisk:
@@ -65,12 +67,19 @@ class TestFullDisk:
             calls = self.fill_up(patch, n)
             message = refused(OutputError, walk(NUM_BARS), target, NEW, force=True)
             assert next(calls) > n
-        assert message == (
+        assert message.startswith(
             f"{target} cannot be written: no space left on device; free some space or choose "
             "another disk"
         )
-        assert tree(tmp_path) == before
-        assert names_in(tmp_path) == (["x.zarr"] if standing else [])
+        left = [name for name in names_in(tmp_path) if name != "x.zarr"]
+        kept = "; what is finished stays in "
+        assert (kept in message) == (left == [".x.zarr.building"])
+        assert kept in message or left == []
+        assert {name: data for name, data in tree(tmp_path).items() if name in before} == before
+        report = mf.build(walk(NUM_BARS), target, NEW, force=True)
+        assert report.num_resumed == len(left)
+        assert_store_holds(mf.open_store(target), walk(NUM_BARS), NEW)
+        assert names_in(tmp_path) == ["x.zarr"]
 
     def test_as_many_writes_as_counted(self, tmp_path, monkeypatch):
         calls = self.fill_up(monkeypatch, NUM_WRITES + 1)
@@ -131,7 +140,7 @@ for taken in range(0, room, room // 40):
         assert mf.open_store(target).config == old
         outcomes.append("full")
     os.unlink(ballast)
-    assert os.listdir(disk) == ["x.zarr"], os.listdir(disk)
+    assert set(os.listdir(disk)) <= {"x.zarr", ".x.zarr.building"}, os.listdir(disk)
     mf.build(source, target, old, force=True) if outcomes[-1] == "built" else None
 print(json.dumps(outcomes))
 """
@@ -216,12 +225,110 @@ def test_killed_at_any_moment(name, tmp_path):
     assert statuses <= {0, cut_off, 1 << 8 if name == "SIGINT" else 0}
     assert cut_off in statuses
     assert not all(trial["new"] for trial in trials)
-    if name == "SIGINT":
-        assert [trial["left"] for trial in trials] == [[]] * num_trials
     assert all(trial["left"] in ([], [".x.zarr.building"]) for trial in trials)
     # Every build after a crash has cleared what that left behind.
     assert names_in(tmp_path) == ["bars.parquet", "x.zarr"]
     assert_store_holds(mf.open_store(tmp_path / "x.zarr"), bars, OLD)
+
+
+REPEATED = """
+import json, os, random, shutil, signal, sys, time
+import numba, zarr, zarr.codecs  # everything, and no thread yet: children are forked
+import moola_features as mf
+from moola_features.bars import sources
+from moola_features.feature_pass import kernel_of
+
+folder, kind, num_trials = sys.argv[1], sys.argv[2], int(sys.argv[3])
+target = f"{folder}/work/x.zarr"
+new = mf.FeatureConfig(k=3)
+kernel_of(new).load()
+
+def started():
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        how = {"append": True} if kind == "append" else {"config": new, "force": True}
+        report = mf.build(f"{folder}/bars.parquet", target, **how)
+        code = 100 + report.num_resumed
+    finally:
+        os._exit(code)
+
+def reset():
+    shutil.rmtree(f"{folder}/work", ignore_errors=True)
+    os.mkdir(f"{folder}/work")
+    shutil.copytree(f"{folder}/old", target)
+
+for _ in range(2):  # the first one takes longer
+    reset()
+    began = time.perf_counter()
+    assert os.WEXITSTATUS(os.waitpid(started(), 0)[1]) == 100
+    took = time.perf_counter() - began
+randomness = random.Random(7)
+for trial in range(num_trials):
+    reset()
+    child = started()
+    time.sleep(took * (trial + 0.2 + randomness.random()) / num_trials)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    print(json.dumps({"status": status}), flush=True)
+    sys.stdin.readline()  # the store is looked at
+    code = os.WEXITSTATUS(os.waitpid(started(), 0)[1])
+    print(json.dumps({"num_resumed": code - 100}), flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("kind", ["append", "build"])
+def test_killed_and_repeated(kind, tmp_path):
+    """The old store or the new one after a kill; the new one after a repetition."""
+    bars = walk(3 * CHUNK + 100)
+    write(bars, tmp_path / "bars.parquet")
+    before, after = bars, bars
+    if kind == "append":
+        before = bars[: CHUNK + 100]
+    mf.build(before, tmp_path / "old", OLD)
+    if kind == "append":
+        shutil.copytree(tmp_path / "old", tmp_path / "new")
+        mf.build(tmp_path / "bars.parquet", tmp_path / "new", append=True)
+    else:
+        mf.build(tmp_path / "bars.parquet", tmp_path / "new", NEW)
+    old, new = tree(tmp_path / "old"), tree(tmp_path / "new")
+    num_trials = 10
+    process = subprocess.Popen(
+        [sys.executable, "-c", REPEATED, str(tmp_path), kind, str(num_trials)], cwd=ROOT,
+        env=environment({}), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stood, num_resumed = [], []
+    for line in process.stdout:
+        told = json.loads(line)
+        found = tree(tmp_path / "work" / "x.zarr")
+        mf.open_store(tmp_path / "work" / "x.zarr", check=True)
+        if "status" in told:
+            assert found in (old, new)
+            stood.append(found == new)
+        else:
+            assert found == new
+            assert names_in(tmp_path / "work") == ["x.zarr"]
+            num_resumed.append(told["num_resumed"])
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert process.wait() == 0
+    process.stdin.close()
+    process.stdout.close()
+    assert len(stood) == len(num_resumed) == num_trials
+    assert not all(stood)
+    assert all(0 <= number <= 3 for number in num_resumed)
+    if kind == "append":
+        assert num_resumed == [0] * num_trials
+    else:
+        assert any(num_resumed)
+    assert_store_holds(
+        mf.open_store(tmp_path / "work" / "x.zarr"), after, OLD if kind == "append" else NEW
+    )
 
 
 class TestAtOnce:

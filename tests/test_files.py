@@ -141,6 +141,7 @@ class TestFolder:
             if standing:
                 make(target, "old")
             with monkeypatch.context() as patch:
+                patch.setattr(files, "_sync_file_system", lambda _: False)  # flush one by one
                 failing = Nth(getattr(os, name), n, error)
                 patch.setattr(os, name, failing)
                 with contextlib.suppress(OutputError, Interrupted):
@@ -281,6 +282,52 @@ class TestFolder:
         assert ".x.building" not in names_in(tmp_path)
         if crash is None:
             assert names_in(tmp_path) == ["x"]
+
+    @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+    def test_writing_that_failed_late(self, tmp_path, monkeypatch, code):
+        """The disk may refuse what the system had taken long before."""
+        make(tmp_path / "x", "old")
+        library = SimpleNamespace(syncfs=lambda _: ctypes.set_errno(code) or -1)
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
+        with pytest.raises(OSError, match=os.strerror(code).lower()) as caught:
+            make(tmp_path / "x", "new")
+        assert isinstance(caught.value, OutputError)
+        monkeypatch.undo()
+        assert tree(tmp_path) == {f"x/{name}": data for name, data in made("old").items()}
+
+    def test_a_system_without_syncfs(self, tmp_path, monkeypatch):
+        library = SimpleNamespace(syncfs=lambda _: ctypes.set_errno(errno.ENOSYS) or -1)
+        flushed = []
+        flush = files._flush
+        monkeypatch.setattr(files, "_flush", lambda path: flushed.append(path.name) or flush(path))
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
+        make(tmp_path / "x", "new")
+        assert {"a", "b", "below"} <= set(flushed)
+
+    def test_resumable(self, tmp_path):
+        """What is finished stays for the next attempt; notes about it do not outlast them."""
+        target, beside = tmp_path / "x", tmp_path / ".x.building"
+
+        def attempt(error: BaseException | None, **contents: str) -> dict[str, bytes]:
+            with replaced_folder(target, resumable=True) as folder:
+                found = tree(folder)
+                for name, content in contents.items():
+                    (folder / name.replace("_", ".")).write_text(content)
+                if error is not None:
+                    raise error
+            return found
+
+        with pytest.raises(OutputError) as caught:
+            attempt(OSError(errno.ENOSPC, "full"), a="half", _note="half of a")
+        kept = f"what is finished stays in {beside}, to be gone on from"
+        assert str(caught.value).endswith(f"choose another disk; {kept}")
+        left = {"a": b"half", ".note": b"half of a"}
+        assert tree(tmp_path) == {f".x.building/{name}": data for name, data in left.items()}
+        assert attempt(None, b="more") == left
+        assert tree(tmp_path) == {"x/a": b"half", "x/b": b"more"}
+        with pytest.raises(ValueError, match="no"):
+            attempt(ValueError("no"))
+        assert names_in(tmp_path) == ["x"]
 
     def test_no_folder_to_replace(self, tmp_path):
         (tmp_path / "file").write_text("file")

@@ -11,8 +11,8 @@ import pytest
 import zarr
 
 import moola_features as mf
-from moola_features import builder
 from moola_features.bars.checks import PRICES
+from moola_features.building import job
 from moola_features.errors import BarsNotFoundError, OutputError, StoreError
 from tests.markets import assert_store_holds, names_in, refused, tree, walk, write
 
@@ -129,17 +129,17 @@ class TestReplacing:
     def test_one_built_meanwhile(self, tmp_path, monkeypatch):
         target = tmp_path / "x.zarr"
 
-        kernel_of = builder.kernel_of
+        kernel_of = job.kernel_of
 
         class SlowKernel:
             is_loaded = False
             was_compiled = True
 
             def load(self) -> None:  # what another process does while this one compiles
-                monkeypatch.setattr(builder, "kernel_of", kernel_of)
+                monkeypatch.setattr(job, "kernel_of", kernel_of)
                 mf.build(walk(300), target, mf.FeatureConfig(k=2))
 
-        monkeypatch.setattr(builder, "kernel_of", lambda config: SlowKernel())
+        monkeypatch.setattr(job, "kernel_of", lambda config: SlowKernel())
         message = refused(StoreError, walk(200), target)
         assert message.endswith("was built by another process meanwhile; build again")
         assert_store_holds(mf.open_store(target), walk(300), mf.FeatureConfig(k=2))

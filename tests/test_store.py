@@ -7,7 +7,7 @@ import json
 import mmap
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import zarr
 
 import moola_features as mf
 from moola_features import store as store_module
+from moola_features.building.chunks import ChunkTask, run_chunk
 from moola_features.errors import StoreError, StoreNotFoundError
 from moola_features.store.layout import group_name
-from moola_features.store.writer import StoreWriter
+from moola_features.store.writer import Rows
+from moola_features.stretches import Cutter
 from tests.markets import CHUNK, assert_store_holds, tree, walk
 
 CONFIG = mf.FeatureConfig(max_gap="2h", context=True)
@@ -119,18 +121,19 @@ class TestOthersReadIt:
 
 def test_the_rest_of_a_chunk_is_empty(tmp_path):
     """Not what a buffer held before: bytes depend on nothing but the bars."""
-    with ThreadPoolExecutor(1) as disk:
-        writer = StoreWriter(tmp_path / "x.zarr", 11, disk)
-        for chunk in writer._chunks:
-            for array in vars(chunk).values():
-                array[...] = 1
-        assert len(writer.room(10).time) == 10
-        writer.advance(10)
-        writer.finish(np.array([[0, 10]]), {})
+    config = mf.FeatureConfig()
+    cutter = Cutter(config, CHUNK)
+    assert list(cutter.add(walk(200))) == []
+    (stretch,) = cutter.finish()
+    buffer = Rows.empty_chunk(11)
+    for array in vars(buffer).values():
+        array[...] = 1
+    task = ChunkTask(config, tmp_path / "x.zarr", stretch, start=Future(), end=Future())
+    run_chunk(task, buffer)
     for name in ("features", "time", "valid", "ohlc"):
         chunk = tmp_path / "x.zarr" / name / "c" / "0"
         data = (chunk if chunk.is_file() else chunk / "0").read_bytes()
-        filled = 10 * len(data) // CHUNK
+        filled = 200 * len(data) // CHUNK
         assert any(data[:filled])
         assert not any(data[filled:])
 

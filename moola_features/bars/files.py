@@ -51,12 +51,16 @@ class Reader:
         Whether numbers are stored as text.
     path
         The file, None for what lies in memory.
+    decoding_bytes
+        Memory that a pass takes at most, besides what it yields: measured, with the pages of
+        libraries that it is the first to touch.
     """
 
     description: str
     names: list[str]
     from_text = False
     path: Path | None = None
+    decoding_bytes = 100_000_000
 
     def count_rows(self, columns: list[str]) -> int | None:
         """Number of rows of these columns, None where only reading would tell."""
@@ -152,6 +156,9 @@ class _IpcReader(Reader):
         with pa.OSFile(str(path)) as file:
             opened = pa.ipc.open_stream(file) if self._is_stream else pa.ipc.open_file(file)
             self.names = opened.schema.names
+            if not self._is_stream and opened.num_record_batches:
+                # A record batch is read whole; a stream does not tell how many there are.
+                self.decoding_bytes += 2 * file.size() // opened.num_record_batches
 
     def count_rows(self, columns: list[str]) -> int | None:
         return None if self._is_stream else sum(x.num_rows for x in self._batches(columns[:1]))
@@ -182,6 +189,7 @@ class _CsvReader(Reader):
 
     path: Path
     from_text = True
+    decoding_bytes = 200_000_000
 
     def __init__(self, path: Path, head: bytes, compression: str | None) -> None:
         self.description = str(path)

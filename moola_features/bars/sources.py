@@ -145,6 +145,8 @@ class BarSource:
         Which column holds what.
     batch_bars
         Bars in a piece, at most.
+    decoding_bytes
+        Memory that a pass takes at most, besides the pieces.
     dropped
         What ``on_bad_bars="drop"`` has left out of the current or last pass, by symbol; None
         stands for the only one.
@@ -168,6 +170,7 @@ class BarSource:
         with decoding(reader.description):
             self.num_rows = reader.count_rows(self.columns.names)
         self.batch_bars = batch_bars
+        self.decoding_bytes = reader.decoding_bytes
         self.dropped: dict[str | None, DroppedBars] = {}
         self.rows_read = 0
         self._reader = reader

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 
 from moola_features.config import FeatureConfig
 from moola_features.errors import MoolaError, StoreError, StoreNotFoundError
+from moola_features.store.checksums import require_intact
 from moola_features.store.layout import (
-    CHUNK_BARS,
     FORMAT,
     FORMAT_VERSION,
     METADATA,
     SEGMENTS,
     ArrayFormat,
     bar_arrays,
+    chunk_bytes,
     chunk_path,
+    num_chunks,
 )
 from moola_features.store.mapping import map_files
 from moola_features.times import TimeLike, time_text
@@ -117,13 +119,49 @@ class Store:
         """
         return Windows.of(self, length, stride, start=start, stop=stop, segment=segment)
 
+    def refresh(self) -> bool:
+        """Go over to what stands at the path now: bars may have been appended.
+
+        Arrays and windows that were taken before keep serving what they did.
+
+        Returns
+        -------
+        bool
+            Whether anything is new.
+
+        Raises
+        ------
+        StoreNotFoundError, StoreError
+            As for :func:`open_store`; also a store of another configuration, whose columns mean
+            something else. This one serves on as before.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import moola_features as mf
+        >>> bars = mf.synthesise(2_000).bars
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = mf.build(bars[:1_500], f"{folder}/bars.zarr").path
+        ...     store = mf.open_store(path)
+        ...     report = mf.build(bars, path, append=True)
+        ...     len(store), store.refresh(), len(store), store.refresh()
+        (1500, True, 2000, False)
+        """
+        if undisturbed(self.path, lambda: read_attributes(self.path)) == self.attributes:
+            return False
+        fresh = open_store(self.path)
+        if not isinstance(fresh, Store):
+            raise StoreError(f"{self.path} holds several instruments now; open it anew")
+        require_config(fresh.path, fresh.config, self.config)
+        vars(self).update(vars(fresh))
+        return True
+
     def _map(self, name: str, array: ArrayFormat) -> NDArray[Any]:
         self._check_metadata(name, array, (self.num_bars, *array.row), array.chunk_shape)
         dtype = np.dtype(array.dtype).newbyteorder("<")
-        num_chunks = -(-self.num_bars // CHUNK_BARS)
-        paths = [chunk_path(self.path, name, index, array) for index in range(num_chunks)]
-        num_bytes = int(np.prod(array.chunk_shape)) * dtype.itemsize
-        values = map_files(paths, num_bytes).view(dtype).reshape(-1, *array.row)
+        indices = range(num_chunks(self.num_bars))
+        paths = [chunk_path(self.path, name, index, array) for index in indices]
+        values = map_files(paths, chunk_bytes(array)).view(dtype).reshape(-1, *array.row)
         return values[: self.num_bars]
 
     def _read_segments(self) -> NDArray[np.int64]:
@@ -205,7 +243,9 @@ class Universe(Mapping[str, Store]):
         return f"<Universe {self.path.name}: {len(self)} instruments>"
 
 
-def open_store(path: str | Path, config: FeatureConfig | None = None) -> Any:
+def open_store(
+    path: str | Path, config: FeatureConfig | None = None, *, check: bool = False
+) -> Any:
     """Open a store, or a universe of stores.
 
     Parameters
@@ -214,6 +254,8 @@ def open_store(path: str | Path, config: FeatureConfig | None = None) -> Any:
         Folder that ``build`` made.
     config
         When given, the configuration that the store must have been built with.
+    check
+        Whether to read every file and compare its checksum: some seconds for a gigabyte.
 
     Returns
     -------
@@ -227,20 +269,27 @@ def open_store(path: str | Path, config: FeatureConfig | None = None) -> Any:
         Nothing there.
     StoreError
         No store, an unfinished or damaged one, one of a newer format or of another
-        configuration; the message says what to do.
+        configuration, or, with ``check``, without checksums; the message says what to do.
     """
     folder = Path(path)
-    opened = undisturbed(folder, lambda: _open(folder))
+    opened = undisturbed(folder, lambda: _open(folder, check))
     if config is not None:
         for store in opened.values() if isinstance(opened, Universe) else [opened]:
-            require_config(store, config)
+            require_config(store.path, store.config, config)
     return opened
 
 
-def _open(folder: Path) -> Store | Universe:
+def _open(folder: Path, check: bool) -> Store | Universe:
     attributes = read_attributes(folder)
-    kind = Universe if attributes.get("kind") == "universe" else Store
-    return kind(folder, attributes)
+    if attributes.get("kind") != "universe":
+        store = Store(folder, attributes)
+        if check:
+            require_intact(folder, attributes, len(store.names))
+        return store
+    universe = Universe(folder, attributes)
+    for store in universe.values() if check else ():
+        require_intact(store.path, store.attributes, len(store.names))
+    return universe
 
 
 def undisturbed(folder: Path, read: Callable[[], _Found]) -> _Found:
@@ -303,13 +352,13 @@ def read_attributes(folder: Path) -> dict[str, Any]:
     return attributes
 
 
-def require_config(store: Store, config: FeatureConfig) -> None:
+def require_config(path: Path, known: FeatureConfig, config: FeatureConfig) -> None:
     """Refuse a store of another configuration, naming the first setting that differs."""
     for name, wanted in config.to_dict().items():
-        found = getattr(store.config, name)
+        found = getattr(known, name)
         if found != wanted:
             raise StoreError(
-                f"{store.path} was built with {name} = {found!r}, not {wanted!r}; "
+                f"{path} was built with {name} = {found!r}, not {wanted!r}; "
                 "rebuild it with --force, or build into another folder"
             )
 

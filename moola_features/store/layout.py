@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -10,6 +11,9 @@ FORMAT = "moola"
 FORMAT_VERSION = 1
 METADATA = "zarr.json"
 CHUNK_BARS = 65_536  # rows of a chunk file: whole pages for every array, so that it maps
+
+
+_ITEM_BYTES = {"float32": 4, "int64": 8, "bool": 1, "float64": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,22 @@ def bar_arrays(num_columns: int) -> dict[str, ArrayFormat]:
 
 
 SEGMENTS = ArrayFormat("int64", (2,), ("segment", "bound"))  # [start, stop), one chunk
+
+
+def chunk_bytes(array: ArrayFormat) -> int:
+    """Size of a chunk file."""
+    return math.prod(array.chunk_shape) * _ITEM_BYTES[array.dtype]
+
+
+def num_chunks(num_bars: int) -> int:
+    """Files of one array that so many bars take.
+
+    Examples
+    --------
+    >>> num_chunks(65_536), num_chunks(65_537)
+    (1, 2)
+    """
+    return -(-num_bars // CHUNK_BARS)
 
 
 def chunk_path(folder: Path, name: str, index: int, array: ArrayFormat) -> Path:

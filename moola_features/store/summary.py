@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,15 @@ def _summary(folder: Path, attributes: dict[str, Any]) -> Summary:
     return Summary(
         path=folder,
         num_features=len(attributes["features"]),
-        num_bytes=sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file()),
+        num_bytes=_bytes_below(folder),
         **{name: attributes[name] for name in kept},
     )
+
+
+def _bytes_below(folder: str | Path) -> int:
+    """Size of all files below a folder."""
+    with os.scandir(folder) as entries:
+        return sum(
+            _bytes_below(entry.path) if entry.is_dir() else entry.stat().st_size
+            for entry in entries
+        )

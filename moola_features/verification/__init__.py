@@ -11,7 +11,9 @@ import numpy as np
 
 from moola_features.bars.checks import ON_BAD_BARS
 from moola_features.bars.sources import BarSource, open_source
+from moola_features.errors import StoreError
 from moola_features.store import Store, Universe, open_store
+from moola_features.store.checksums import has_checksums, require_intact
 from moola_features.verification.agreement import Agreement, compare_bars
 from moola_features.verification.laws import Differences, check_local, check_scale
 from moola_features.verification.sweep import ColumnValues, Sweep, first_difference
@@ -136,7 +138,9 @@ def verify(
     for symbol, store in stores.items():
         rng = np.random.default_rng(seed)
         sweep = Sweep(store, rng, advance)
-        checks[symbol] = [*_recounted(sweep), *_laws(sweep, rng), *_gates(sweep)]
+        checks[symbol] = [
+            _intact(store), *_recounted(sweep), *_laws(sweep, rng), *_gates(sweep)
+        ]  # fmt: skip
         columns += [replace(column, name=_named(symbol, column.name)) for column in sweep.columns]
     for symbol, found in _input(stores, source, advance).items():
         checks.setdefault(symbol, []).extend(found)
@@ -155,6 +159,17 @@ def _by_symbol(opened: Store | Universe) -> dict[str | None, Store]:
     if isinstance(opened, Store):
         return {opened.attributes.get("symbol"): opened}
     return dict(opened.items())
+
+
+def _intact(store: Store) -> Check:
+    """Check that files are what was written."""
+    if not has_checksums(store.attributes):
+        return Check("checksums", None, "the store tells none, moola 0.1.0 made it", {})
+    try:
+        num_files = require_intact(store.path, store.attributes, len(store.names))
+    except StoreError as error:
+        return _check("checksums", str(error), "")
+    return _check("checksums", "", f"{num_files:,} files are what was written", num_files=num_files)
 
 
 def _recounted(sweep: Sweep) -> list[Check]:

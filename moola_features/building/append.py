@@ -1,0 +1,92 @@
+"""Bars appended to a store: the bytes that a rebuild from all of them would write."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from moola_features.building.instruments import GrowingInstruments
+from moola_features.building.job import Job
+from moola_features.building.report import BuildReport
+from moola_features.config import FeatureConfig
+from moola_features.errors import StoreError
+from moola_features.files import replaced_folder
+from moola_features.store import (
+    Store,
+    Universe,
+    open_store,
+    read_attributes,
+    require_config,
+    undisturbed,
+)
+from moola_features.versions import versions
+
+
+def append(job: Job, target: Path) -> BuildReport:
+    """Append what is new in a source to a store.
+
+    Parameters
+    ----------
+    job
+        The source, with the configuration of the store.
+    target
+        The store.
+
+    Returns
+    -------
+    BuildReport
+        What was done; ``up_to_date`` where nothing was new.
+
+    Raises
+    ------
+    BarsError
+        Bars that contradict what is stored.
+    StoreError
+        A store that is damaged, was made by another moola, or is of other instruments.
+    """
+    try:
+        with replaced_folder(target) as folder:
+            # Opened behind the lock: nobody replaces it from here on.
+            opened = open_store(target, job.config)
+            _require_this_moola(opened)
+            single = len(job.opened.symbols) < 2
+            with job.crew() as crew:
+                instruments = GrowingInstruments(
+                    folder, opened, job.config, job.opened.symbols, job.opened.description,
+                    in_rows=single and job.settings["on_bad_bars"] == "error", crew=crew,
+                )  # fmt: skip
+                job.run(instruments)
+            if not instruments.num_new:
+                raise _NothingNewError
+            began = time.perf_counter()
+    except _NothingNewError:
+        return job.report(target)
+    job.clock.seconds["write"] += time.perf_counter() - began
+    return job.report(target, instruments, num_appended=instruments.num_new)
+
+
+def config_of(target: Path, config: FeatureConfig | None) -> FeatureConfig:
+    """Return the configuration of a store, which must be the one asked for, if one is."""
+    attributes = undisturbed(target, lambda: read_attributes(target))
+    try:
+        found = FeatureConfig.from_dict(attributes["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{target}: attributes cannot be read: {error!r}; rebuild it with --force"
+        ) from error
+    require_config(target, found, config or found)
+    return found
+
+
+class _NothingNewError(Exception):
+    """Leaves the folder beside the target, so that the target stays as it is."""
+
+
+def _require_this_moola(opened: Store | Universe) -> None:
+    for store in opened.values() if isinstance(opened, Universe) else [opened]:
+        found = store.attributes.get("versions", {}).get("moola")
+        if found != versions()["moola"]:
+            raise StoreError(
+                f"{store.path} was built by moola {found}, this is {versions()['moola']}; "
+                "rebuild it with --force"
+            )
