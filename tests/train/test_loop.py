@@ -236,6 +236,15 @@ class TestStopping:
         ]
         assert improved == [True, True, False, False]
 
+    def test_only_every_third_epoch_and_after_the_last_is_validated(self, tmp_path: Path) -> None:
+        every = {"loop.validate_epochs": 3, "loop.epochs": 8}
+        found = self.outcome(tmp_path, [3.0, 2.0, 1.0], **every)
+        lines = (tmp_path / "run" / METRICS).read_text().splitlines()
+        epochs = [json.loads(line)["epoch"] for line in lines if '"val"' in line]
+        assert epochs == [3, 6, 8]
+        assert (found.status, found.epoch) == ("finished", 8)
+        assert (found.best["value"], found.best["epoch"]) == (1.0, 8)
+
     def test_early_on_a_named_metric_that_is_better_higher(self, tmp_path: Path) -> None:
         found = self.outcome(tmp_path, [3.0, 2.0, 4.0, 5.0], **{"loop.watch": "accuracy"})
         assert (found.best["watch"], found.best["value"]) == ("accuracy", -2.0)
