@@ -39,8 +39,9 @@ def write_bars(path: Path, num_bars: int) -> None:
     span = int(bars.time[-1] - bars.time[0]) + 60 * 10**9
     writer = None
     for first in range(0, num_bars, len(bars)):
-        # Times begin in 1700, so that four hundred years of bars fit in.
-        time = bars.time - bars.time[0] + first // len(bars) * span - 8_520_336_000 * 10**9
+        # Times begin in 1700, so that five hundred years of bars fit in.
+        shift = first // len(bars) * span - 8_520_336_000 * 10**9
+        time = bars.time - bars.time[0] + shift
         columns = {"timestamp": pa.array(time.astype(np.int64).view("M8[ns]"))}
         columns |= {name: pa.array(getattr(bars, name)) for name in PRICES}
         table = pa.table(columns)[: num_bars - first]

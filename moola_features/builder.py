@@ -65,7 +65,7 @@ def build(
         Put what the source has behind the last bar of a store behind it, and leave the rest as it
         is: the source holds new bars only, or also some or all that are stored, which must
         agree. The configuration is the store's, and must be if one is given. Without a store to
-        append to, one is built.
+        append to, or with ``force``, one is built of the source alone.
     workers
         Threads that compute and write, besides the one that reads; one for each core when None.
         The bytes of the store do not depend on it.
