@@ -114,8 +114,7 @@ def network(task: Task, job: Job, test: Windows) -> Result:
     parts = [train, dev, test.of(*_classes(job))]
     labels, split = task.files(name, parts, store)
     folder = task.folder / name
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    done = fit(store, labels, split, folder, recipe(job))
+    done = fit(store, labels, split, folder, recipe(job), resume=folder.exists())
     predictor = Predictor.open(folder, device="cpu")
     found = predictor.predict(store, test.begin)
     other = None

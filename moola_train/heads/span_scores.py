@@ -53,12 +53,13 @@ class SpanScores(Head):
         steps, valid = self.dropout(inputs.encoded.steps), inputs.encoded.valid
         first, last = self.output(steps).float().unbind(dim=2)  # [T, B] each
         summed = self.summed_steps(steps) + self.summed_features(inputs.features.to(steps.dtype))
-        summed = summed.float()  # [T, B, SUM_SIZE]
+        summed = summed.float()  # [T, B, SUM_SIZE]: of up to 20 bars, too many for half precision
+        bias, weight = self.length_bias.float(), self.score_weight.float()
         total, scores = summed, []
         for index in range(NUM_LENGTHS):
             reach = index + SHORTEST_SPAN - 1
             total = total + _ahead(summed, reach)
-            inner = (total + self.length_bias[index]).relu() @ self.score_weight
+            inner = (total + bias[index]).relu() @ weight
             scores.append(first + _ahead(last, reach) + inner)
         logits = torch.stack(scores, dim=2).transpose(0, 1) + self.log_prior
         fits = self.fits if valid is None else self.fits & _unbroken(valid)
