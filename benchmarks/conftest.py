@@ -17,7 +17,7 @@ from moola_features.synth import write_market
 REAL = ROOT.parent / "shared" / "data" / "btcusd_1m.parquet"
 NUM_BARS = 2_630_217  # as many as the real bars
 QUICK_BARS = 6_000
-PACKAGES = ("numba", "numpy", "pandas", "polars", "pyarrow", "torch", "zarr")
+PACKAGES = ("numba", "numpy", "pandas", "polars", "pyarrow", "TA-Lib", "torch", "zarr")
 
 
 @pytest.fixture(scope="session")

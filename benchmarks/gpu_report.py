@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.comparison import Goal, at_least
 from benchmarks.report import digits
-from benchmarks.train_steps import BARE, DATA_LOADER, FIXED, Measured, is_persistent
+from benchmarks.train_steps import BARE, DATA_LOADER, FIXED, GRAPH, Measured, is_persistent
 
 ON_CPU = (
     "**PyTorch saw no CUDA device: all of this was measured on the CPU, with small sizes.** It "
@@ -40,7 +40,7 @@ def full_report(results: dict[str, Any]) -> str:
     """Circumstances, table and verdict."""
     rows = rows_of(results)
     on_gpu = results["machine"]["cuda"]
-    parts = [_circumstances(results["machine"])]
+    parts = [_circumstances(results["machine"], rows)]
     if not on_gpu:
         parts.append(ON_CPU)
     parts.append(_table(rows))
@@ -78,32 +78,44 @@ _COLUMNS: tuple[tuple[str, Callable[[Measured], str]], ...] = (
     ("device table", lambda row: digits(row.rates["device"])),
     ("host ring", lambda row: digits(row.rates["host"])),
     ("fixed batch", lambda row: digits(row.rates[FIXED])),
+    ("graph", lambda row: digits(row.rates[GRAPH])),
     ("bare LSTM", lambda row: digits(row.rates[BARE])),
     ("DataLoader", lambda row: digits(row.rates[DATA_LOADER])),
     ("device / fixed", lambda row: digits(row.over_fixed["device"])),
     ("host / fixed", lambda row: digits(row.over_fixed["host"])),
+    ("graph / device", lambda row: digits(row.over_eager or 0)),
     ("device / bare", lambda row: digits(row.over_bare)),
     ("device / DataLoader", lambda row: digits(row.over_data_loader)),
     ("LSTM in", lambda row: row.lstm_dtype),
     ("LSTM kernels", _path),
 )
 _TEXT = ("precision", "LSTM in", "LSTM kernels")
+_OF_GRAPHS = ("graph", "graph / device")  # which a CPU has not
+
+
+def _columns(rows: Sequence[Measured]) -> list[tuple[str, Callable[[Measured], str]]]:
+    graphs = all(GRAPH in row.rates for row in rows)
+    return [column for column in _COLUMNS if graphs or column[0] not in _OF_GRAPHS]
 
 
 def _table(rows: Sequence[Measured]) -> str:
+    columns = _columns(rows)
     lines = [
-        [heading for heading, _ in _COLUMNS],
-        ["---" if heading in _TEXT else "--:" for heading, _ in _COLUMNS],
-        *([show(row) for _, show in _COLUMNS] for row in rows),
+        [heading for heading, _ in columns],
+        ["---" if heading in _TEXT else "--:" for heading, _ in columns],
+        *([show(row) for _, show in columns] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _circumstances(machine: dict[str, Any]) -> str:
+def _circumstances(machine: dict[str, Any], rows: Sequence[Measured]) -> str:
+    headings = [heading for heading, _ in _columns(rows)]
+    rates = headings.index("device / fixed") - headings.index("precision") - 1
+    number = {5: "five", 6: "six"}[rates]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"Measured on {machine['date']}: {machine['device']}, host with {machine['num_cores']} "
-        f"cores, {machine['system']}; {machine['data']}; {versions}. The five "
+        f"cores, {machine['system']}; {machine['data']}; {versions}. The {number} "
         "columns behind the precision are windows/s, those behind them ratios."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -20,6 +21,7 @@ SECTIONS = {
     "test_windows": "Windows",
     "test_stream": "Stream",
     "test_startup": "Starting, opening, checking",
+    "test_labels": "Labels",
     "test_loaders": "Batches for training",
 }
 _SCALES = {
@@ -34,15 +36,34 @@ def read_sections(results: dict[str, Any]) -> dict[str, list[Row]]:
     sections: dict[str, list[Row]] = {title: [] for title in SECTIONS.values()}
     for benchmark in results["benchmarks"]:
         module = Path(benchmark["fullname"].split("::")[0]).stem
-        rows = benchmark["extra_info"]["rows"]
-        sections[SECTIONS[module]] += [Row.from_dict(values) for values in rows]
+        if module in SECTIONS:
+            rows = benchmark["extra_info"]["rows"]
+            sections[SECTIONS[module]] += [Row.from_dict(values) for values in rows]
     return sections
+
+
+def alternatives_table(results: dict[str, Any]) -> str:
+    """This engine beside what others offer: speed, memory, and what they cannot compute."""
+    found = [b["extra_info"].get("alternatives", []) for b in results["benchmarks"]]
+    lines = [
+        "| what | computes | bars/s | moola / it | peak memory a bar | cannot compute |",
+        "| --- | --- | --: | --: | --: | --- |",
+    ]
+    for entry in itertools.chain.from_iterable(found):
+        rate = quantity(entry["rate"], "bars/s").removesuffix("bars/s").strip()
+        cells = (
+            entry["name"], entry["computes"], rate, _times(entry["ratio"]),
+            f"{entry['bytes_per_bar']:,.0f} B", entry["lacks"],
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def full_report(results: dict[str, Any]) -> str:
     """Everything that was measured, section by section."""
     sections = read_sections(results)
     parts = [_circumstances(results)]
+    parts += ["### Beside the alternatives", alternatives_table(results)]
     for title, rows in sections.items():
         parts += [f"### {title}", _table(rows, _FULL)]
     parts.append(_verdict([row for rows in sections.values() for row in rows]))
@@ -53,7 +74,9 @@ def short_report(results: dict[str, Any]) -> str:
     """The rows that a reader of the README wants first."""
     rows = [row for part in read_sections(results).values() for row in part]
     table = _table([row for row in rows if row.headline], _SHORT)
-    return "\n\n".join([_circumstances(results), table, _verdict(rows)])
+    return "\n\n".join(
+        [_circumstances(results), alternatives_table(results), table, _verdict(rows)]
+    )
 
 
 def replace_block(path: Path, text: str) -> None:

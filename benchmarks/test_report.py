@@ -29,10 +29,22 @@ def results_of(rows: tuple[Row, ...]) -> dict[str, Any]:
         "fullname": "benchmarks/test_features.py::test_speed",
         "extra_info": {"rows": [asdict(row) for row in rows]},
     }
+    beside = {
+        "fullname": "benchmarks/test_alternatives.py::test_alternatives",
+        "extra_info": {
+            "rows": [asdict(rows[1])],
+            "alternatives": [
+                {
+                    "name": "a rival", "computes": "one column", "rate": 4e6, "ratio": 0.5,
+                    "bytes_per_bar": 31.4, "lacks": "the others",
+                }
+            ],
+        },
+    }  # fmt: skip
     return {
         "machine_info": {"report": machine},
         "datetime": "2024-05-06T07:08:09.101112+00:00",
-        "benchmarks": [benchmark],
+        "benchmarks": [benchmark, beside],
     }
 
 
@@ -56,6 +68,12 @@ def test_full_report_shows_goals_missed_and_rivals_ahead() -> None:
     assert "| speed | 5.00 M bars/s |  |  |  |  | ≥ 4.00 M bars/s | yes |" in text
     assert "Goals not reached: wait / a bound: 2.50 x (≤ 1.6 x)." in text
     assert "Where others come out ahead: speed / a rival: 0.500 x." in text
+
+
+def test_alternatives_have_a_table_of_their_own() -> None:
+    for text in (report.full_report(results_of(ROWS)), report.short_report(results_of(ROWS))):
+        assert "| a rival | one column | 4.00 M | 0.500 x | 31 B | the others |" in text
+    assert report.full_report(results_of(ROWS)).count("a rival | 9.00 M") == 1
 
 
 def test_short_report_has_the_headlines_alone() -> None:

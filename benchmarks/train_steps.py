@@ -5,6 +5,7 @@ Each contender's turn is a short epoch; the host waits for the device at the end
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import time
@@ -20,20 +21,21 @@ from torch import Tensor, nn
 from benchmarks.comparison import Contender, Row
 from moola_features.windows import Windows
 from moola_train.balance import make_balance
-from moola_train.config import LoopConfig, OptimiserConfig
+from moola_train.config import LoopConfig, RunConfig
 from moola_train.devices import prepare_device
+from moola_train.graph import CudaRecorder, GraphedStep
 from moola_train.loaders import WindowLoader
-from moola_train.models import build
-from moola_train.optimiser import make_optimiser
+from moola_train.models import Model, build
+from moola_train.optimiser import Schedule
 from moola_train.order import BatchOrder
-from moola_train.tally import Tally
+from moola_train.step import Step as LoopStep
 from moola_train.targets import LabelledWindows, make_targets
 
 PRESET = "jade-compact"
 NUM_FEATURES = 11
 LENGTH = 105
 SEED = 17
-FIXED, BARE, DATA_LOADER = "fixed", "bare", "data_loader"
+FIXED, BARE, DATA_LOADER, GRAPH = "fixed", "bare", "data_loader", "graph"
 
 # cuDNN's kernels that stay on the device for all time steps of a small LSTM, forward and backward.
 _PERSISTENT = re.compile(r"RNN_blockPersist_(fp|bp)_LSTM")
@@ -62,11 +64,14 @@ class Measured(Case):
     Attributes
     ----------
     rates
-        Median windows/s: of training by placement, of the fixed batch, the bare LSTM, a DataLoader.
+        Median windows/s: of training by placement, of the fixed batch, the bare LSTM, a DataLoader,
+        and on a GPU of training with a graph of the step.
     over_fixed
         By placement: training over the same step on one fixed batch, turn by turn.
     over_bare, over_data_loader
         Training, its windows gathered on the device, over the bare LSTM and over the DataLoader.
+    over_eager
+        The same with a graph of the step, over that without; None on a CPU.
     lstm_dtype
         What the LSTM computes in.
     kernels
@@ -77,6 +82,7 @@ class Measured(Case):
     over_fixed: dict[str, float]
     over_bare: float
     over_data_loader: float
+    over_eager: float | None = None
     lstm_dtype: str
     kernels: tuple[str, ...]
 
@@ -90,34 +96,38 @@ class Effort:
     num_bars: int
 
 
-class Step:
-    """A training step as the loop makes it, short of augmentation, averages and logs."""
+class HeadLosses:
+    """An objective that trains the heads and validates nothing."""
 
-    def __init__(self, case: Case, device: torch.device) -> None:
+    def losses(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of each head."""
+        return model.losses(model(batch), batch)
+
+
+class Step:
+    """The loop's training step, or a graph of it, without augmentation, averages and logs."""
+
+    def __init__(self, case: Case, device: torch.device, *, recorded: bool = False) -> None:
         torch.manual_seed(SEED)
+        settings = {"loop.precision": case.precision, "loop.cuda_graph": recorded}
+        config = RunConfig().override(settings)
+        model = build(PRESET, hidden_size=case.hidden, num_layers=case.layers)
+        self.model = model.to(device)
         self._device = device
         self._bf16 = case.precision == "bf16"
-        config = OptimiserConfig()
-        model = build(PRESET, hidden_size=case.hidden, num_layers=case.layers)
-        self.model = model.to(device).train()
-        self._balance = make_balance("kendall", model.heads.keys(), log_sigmas=model.log_sigmas)
-        self._optimiser = make_optimiser(model, self._balance, config)
-        self._parameters = list(model.parameters())
-        self._clip_norm = config.clip_norm
-        self._tally = Tally(asks_always=device.type == "cpu")
-        self._num_steps = 0
+        self._number = 0
+        step = LoopStep(
+            model=model, objective=HeadLosses(), config=config, device=device,
+            balance=make_balance("kendall", model.heads.keys(), log_sigmas=model.log_sigmas),
+            schedule=Schedule(config.optimiser, 1_000, config.loop.epochs),
+        )  # fmt: skip
+        self._take: Callable[[Mapping[str, Tensor], int], None] = step
+        if recorded:
+            self._take = GraphedStep(step, CudaRecorder(device), contextlib.nullcontext)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> None:
-        torch.manual_seed(self._num_steps)
-        with self._autocast():
-            losses = self.model.losses(self.model(batch), batch)
-        self._balance(losses).backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        found = self._tally.add(self._num_steps, {**losses, "gradient norm": norm})
-        self._optimiser.found_inf = found
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
-        self._num_steps += 1
+        self._take(batch, self._number)
+        self._number += 1
 
     def lstm_dtype(self, batch: Mapping[str, Tensor]) -> torch.dtype:
         """What the LSTM computes in: autocast may choose another type for it than it is asked."""
@@ -153,7 +163,7 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Measured:
     windows, targets = make_windows(num_steps * case.batch, effort.num_bars)
     fixed = next(iter(_loader(windows, targets, case.batch, device, "device")))
     lstm_dtype = step.lstm_dtype(fixed)
-    contenders = (
+    contenders = [
         *(
             _training(placement, step, _loader(windows, targets, case.batch, device, placement))
             for placement in ("device", "host")
@@ -161,13 +171,22 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Measured:
         Contender(name=FIXED, amount=len(windows), run=lambda: _each(step, [fixed] * num_steps)),
         _bare_lstm(case, fixed["features"], num_steps, lstm_dtype),
         _data_loader(case, step, windows, targets, device),
-    )
+    ]
+    if device.type == "cuda":
+        recorded = Step(case, device, recorded=True)
+        recorded(fixed)  # recorded here, while no loader's thread is about
+        loader = _loader(windows, targets, case.batch, device, "device")
+        contenders.append(_training(GRAPH, recorded, loader))
     kernels = recurrent_kernels(lambda: step(fixed), device)
     rates = take_turns(contenders, device, effort.rounds)
     rows = {
         (ours, theirs): Row.of(ours, "windows/s", rates[ours], rates[theirs])
         for ours, theirs in itertools.product(("device", "host"), (FIXED, BARE, DATA_LOADER))
     }
+    over_eager = None
+    if GRAPH in rates:
+        pairs = zip(rates[GRAPH], rates["device"], strict=True)
+        over_eager = float(np.median([graph / eager for graph, eager in pairs]))
     medians = {name: float(np.median(taken)) for name, taken in rates.items()}
     ratios = {pair: float(row.ratio or 0) for pair, row in rows.items()}
     return Measured(
@@ -175,6 +194,7 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Measured:
         lstm_dtype=str(lstm_dtype).removeprefix("torch."),
         over_fixed={placement: ratios[placement, FIXED] for placement in ("device", "host")},
         over_bare=ratios["device", BARE], over_data_loader=ratios["device", DATA_LOADER],
+        over_eager=over_eager,
     )  # fmt: skip
 
 

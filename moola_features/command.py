@@ -18,15 +18,22 @@ _STATE = {"verbosity": 0}
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+def command(function: Callable[..., None]) -> click.Command:
+    """Make a command, which takes -v wherever it is written."""
+    verbose = click.option(
+        "-v", "--verbose", count=True, expose_value=False, callback=_remember_verbosity,
+        help="Say more; -vv shows the traceback of an error.",
+    )  # fmt: skip
+    return click.command()(verbose(function))
+
+
 def command_of(group: click.Group) -> Callable[[Callable[..., None]], click.Command]:
-    """Return a decorator that adds a command, which takes -v wherever it is written."""
+    """Return a decorator that makes a command and adds it to the group."""
 
     def add(function: Callable[..., None]) -> click.Command:
-        verbose = click.option(
-            "-v", "--verbose", count=True, expose_value=False, callback=_remember_verbosity,
-            help="Say more; -vv shows the traceback of an error.",
-        )  # fmt: skip
-        return group.command()(verbose(function))
+        made = command(function)
+        group.add_command(made)
+        return made
 
     return add
 

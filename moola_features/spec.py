@@ -23,6 +23,25 @@ ZSCORE_PERIOD = 20
 ZSCORE_CLIP = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """What a column is once prices are turned upside down: ``offset + sign * column``.
+
+    Attributes
+    ----------
+    column
+        Name of the column that the values come from, often the column itself.
+    sign
+        1 or -1.
+    offset
+        Added where ``range_z`` is above 0: at flat bars all candle columns are 0, and stay it.
+    """
+
+    column: str
+    sign: int = 1
+    offset: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
     """One feature column.
@@ -44,6 +63,10 @@ class Column:
         Whether its values say something only once a swing high and a swing low are known.
     meaning
         One line for people.
+    mirror
+        What it is once prices are turned upside down, p -> c - p. Swing columns obey that from
+        the first swings on that both zigzags share, since every segment begins with an up leg;
+        log returns obey it where prices are near c / 2, since ln is no straight line.
     """
 
     name: str
@@ -54,6 +77,32 @@ class Column:
     look_back: int
     needs_swings: bool
     meaning: str
+    mirror: Mirror
+
+
+def _mirrors() -> dict[str, Mirror]:
+    """Every column that turning prices upside down changes: highs and lows change places."""
+    prices = ("open", "high", "low", "close")
+    flipped = {price: price for price in prices} | {"high": "low", "low": "high"}
+    swapped = (
+        ("upper_wick_pct", "lower_wick_pct"), ("upper_wick_ratio", "lower_wick_ratio"),
+        ("dist_to_prev_SH", "dist_to_prev_SL"), ("bars_since_SH_norm", "bars_since_SL_norm"),
+        ("below_high_20", "above_low_20"), ("below_high_60", "above_low_60"),
+    )  # fmt: skip
+    found = {name: Mirror(name, -1, 1) for name in ("open_norm", "close_norm")}
+    found |= {name: Mirror(name, -1) for name in ("body_pct", "move_atr", "efficiency_10")}
+    for kind in ("log_return", "zscore"):
+        found |= {f"{kind}_{price}": Mirror(f"{kind}_{flipped[price]}", -1) for price in prices}
+    for one, other in swapped:
+        found |= {one: Mirror(other), other: Mirror(one)}
+    return found
+
+
+_MIRRORS = _mirrors()
+
+
+def _mirror(name: str) -> Mirror:
+    return _MIRRORS.get(name, Mirror(name))
 
 
 def columns(config: FeatureConfig) -> tuple[Column, ...]:
@@ -89,13 +138,13 @@ def _relativity(config: FeatureConfig) -> tuple[Column, ...]:
     def candle(name: str, low: float, high: float, meaning: str) -> Column:
         return Column(
             name=name, family="relativity", group="candle", low=low, high=high,
-            look_back=0, needs_swings=False, meaning=meaning,
+            look_back=0, needs_swings=False, meaning=meaning, mirror=_mirror(name),
         )  # fmt: skip
 
     def swing(name: str, low: float, high: float, meaning: str) -> Column:
         return Column(
             name=name, family="relativity", group="swing", low=low, high=high,
-            look_back=config.atr_period, needs_swings=True, meaning=meaning,
+            look_back=config.atr_period, needs_swings=True, meaning=meaning, mirror=_mirror(name),
         )  # fmt: skip
 
     reach = config.distance_clip
@@ -114,6 +163,7 @@ def _relativity(config: FeatureConfig) -> tuple[Column, ...]:
             name="expansion_proxy", family="relativity", group="expansion",
             low=-config.proxy_clip, high=config.proxy_clip, look_back=config.atr_period,
             needs_swings=True, meaning="range_z times leg direction times body_pct",
+            mirror=_mirror("expansion_proxy"),
         ),
     )  # fmt: skip
 
@@ -123,6 +173,7 @@ def _consolidation() -> tuple[Column, ...]:
         Column(
             name="consol_proxy", family="relativity", group="consolidation", low=0, high=3,
             look_back=0, needs_swings=True, meaning="small, undecided bars long after both swings",
+            mirror=_mirror("consol_proxy"),
         ),
     )  # fmt: skip
 
@@ -132,6 +183,7 @@ def _context(config: FeatureConfig) -> tuple[Column, ...]:
         return Column(
             name=name, family="relativity", group="context", low=low, high=high,
             look_back=max(CONTEXT_PERIOD, config.atr_period), needs_swings=False, meaning=meaning,
+            mirror=_mirror(name),
         )  # fmt: skip
 
     far = CONTEXT_DISTANCE_CLIP
@@ -151,7 +203,7 @@ def _returns() -> tuple[Column, ...]:
     def column(group: str, name: str, reach: tuple[float, float], first: int, text: str) -> Column:
         return Column(
             name=name, family="returns", group=group, low=reach[0], high=reach[1],
-            look_back=first, needs_swings=False, meaning=text,
+            look_back=first, needs_swings=False, meaning=text, mirror=_mirror(name),
         )  # fmt: skip
 
     prices = ("open", "high", "low", "close")

@@ -7,13 +7,18 @@ passes through here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moola_features.spec import Column
 from moola_train.config import AugmentConfig
 from moola_train.errors import ConfigError
-from moola_train.targets import COUNTDOWN_REACH
+from moola_train.mirror import MirrorImage
+from moola_train.moved import with_edges
+from moola_train.shift import shifted
 
 JITTER = 0.03  # of a feature's spread within the window
 WARP_KNOTS = 4
@@ -24,7 +29,7 @@ MIXUP_ALPHA = 0.2
 
 Batch = dict[str, Tensor]
 
-# What may be in a batch whose bars move: it stays true, or is made anew.
+# What may be in a batch whose bars move or are turned: it stays true, or is made anew.
 _MOVABLE = {"features", "index", "type", "start", "end", "pointers", "span", "countdown"}
 
 
@@ -36,19 +41,32 @@ class Augment:
     config
         Probabilities; 0 leaves an augmentation out, and a batch passes through untouched where
         all are 0.
+    columns
+        Of the features, in their order; the mirror needs them.
+
+    Raises
+    ------
+    ConfigError
+        A mirror for columns that are not known.
     """
 
-    def __init__(self, config: AugmentConfig) -> None:
+    def __init__(self, config: AugmentConfig, columns: Sequence[Column] = ()) -> None:
         self._config = config
+        self._mirror = MirrorImage(columns) if config.mirror > 0 else None
 
     def __call__(self, batch: Batch) -> Batch:
         """Return a batch of the same shapes; the one given is not changed."""
         config = self._config
+        if config.shift > 0:
+            batch = shifted(batch, config.shift)
+        if self._mirror is not None:
+            _require_movable(batch, "mirror")
         for probability, change in (
+            (config.mirror, self._mirror),
             (config.jitter, jitter),
             (config.magnitude_warp, magnitude_warp),
         ):
-            if probability > 0:
+            if probability > 0 and change is not None:
                 features = batch["features"]
                 chosen = _chosen(features, probability)
                 batch = {**batch, "features": torch.where(chosen, change(features), features)}
@@ -148,35 +166,19 @@ def resample(batch: Batch, places: Tensor) -> Batch:
 
 
 def _moved(batch: Batch, places: Tensor) -> Batch:
-    """Targets as :func:`moola_train.targets.make_targets` would make them of the moved edges."""
-    length = len(places)
-    edges = {}
+    """Edges at the new bars that are read nearest to them."""
+    edges = []
     for name in ("start", "end"):
         nearest = (places - batch[name]).abs().argmin(dim=0)  # [B]
-        edges[name] = torch.where(batch[name] >= 0, nearest, batch[name])
-    start, end = edges["start"].unsqueeze(1), edges["end"].unsqueeze(1)  # [B, 1]
-    stays = (start == batch["start"].unsqueeze(1)) & (end == batch["end"].unsqueeze(1))
-    position = torch.arange(length, device=places.device)
-    ahead = (start - position).clamp(-COUNTDOWN_REACH, COUNTDOWN_REACH).double()
-    made = {
-        "pointers": torch.cat([(start + end).double() / 2, (end - start).double()], 1)
-        / (length - 1),
-        "span": (position >= start) & (position <= end),
-        "countdown": (ahead + COUNTDOWN_REACH) / (2 * COUNTDOWN_REACH),
-    }
-    targets = {
-        name: torch.where(stays, batch[name], values.to(batch[name].dtype))
-        for name, values in made.items()
-        if name in batch
-    }
-    return {**batch, **edges, **targets}
+        edges.append(torch.where(batch[name] >= 0, nearest, batch[name]))
+    return with_edges(batch, *edges)
 
 
 def _require_movable(batch: Batch, name: str) -> None:
     fixed = sorted(set(batch) - _MOVABLE)
     if fixed:
         raise ConfigError(
-            f"augment.{name} moves bars, and {fixed[0]!r} of a batch cannot move along; set "
+            f"augment.{name} moves or turns bars, and {fixed[0]!r} of a batch cannot follow; set "
             f"augment.{name} = 0"
         )
 

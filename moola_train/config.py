@@ -21,6 +21,7 @@ BALANCES = ("kendall", "running-mean", "fixed")
 SCHEDULES = ("cosine", "plateau", "constant")
 PRECISIONS = ("fp32", "tf32", "bf16")
 PLACEMENTS = ("auto", "device", "host")
+SHUFFLES = ("auto", "full", "blocks")
 DEVICES = ("auto", "cpu", "cuda")
 TYPE_LOSSES = ("cross-entropy", "focal")
 
@@ -30,15 +31,35 @@ class DataConfig:
     """Batches: their size, where windows are gathered, and how they are drawn.
 
     ``balanced`` draws labelled windows with replacement, each with weight 1 / count of its class.
+    ``shuffle`` "auto" shuffles all windows where their table fits in memory, and blocks of them
+    where it does not; windows that are gathered on the device are always shuffled in full.
+    ``classes`` names the labels that are learnt, in the order of the model's outputs.
     """
 
     batch_size: int = 29
     placement: str = "auto"
     balanced: bool = False
+    shuffle: str = "auto"
+    classes: str = "consolidation,retracement"
 
     def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise ConfigError(
+                f"data.classes is {self.classes!r}; name two classes or more, with commas between"
+            )
         whole("data.batch_size", self.batch_size, 1, 1 << 20)
         choice("data.placement", self.placement, PLACEMENTS)
+        choice("data.shuffle", self.shuffle, SHUFFLES)
+        if self.shuffle == "blocks" and self.balanced:
+            raise ConfigError(
+                "data.shuffle = 'blocks' with data.balanced = true: draws with replacement come "
+                "from all windows; leave out one of them"
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes one by one."""
+        return class_names("data.classes", self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +132,13 @@ class OptimiserConfig:
 class AugmentConfig:
     """Probability of each augmentation for each training window; 0 leaves it out.
 
-    Window warp and time warp move bars; the expansion moves along, to the nearest bar.
+    Window warp and time warp move bars; the expansion moves along, to the nearest bar. ``mirror``
+    turns prices upside down. ``shift`` is no probability but a number of bars: every window of a
+    store begins up to so many bars earlier or later, each time anew.
     """
 
+    mirror: float = 0.0
+    shift: int = 0
     jitter: float = 0.0
     magnitude_warp: float = 0.0
     window_warp: float = 0.0
@@ -122,12 +147,17 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            number(f"augment.{entry.name}", getattr(self, entry.name), 0.0, 1.0)
+            if entry.name != "shift":
+                number(f"augment.{entry.name}", getattr(self, entry.name), 0.0, 1.0)
+        whole("augment.shift", self.shift, 0, 10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long, where, and what is watched."""
+    """How long, where, and what is watched.
+
+    ``cuda_graph`` records a whole training step once and replays it; for one GPU.
+    """
 
     epochs: int = 20
     max_steps: int | None = None
@@ -136,8 +166,10 @@ class LoopConfig:
     device: str = "auto"
     precision: str = "fp32"
     deterministic: bool = False
+    cuda_graph: bool = False
     watch: str = "loss"
     patience: int | None = None
+    validate_epochs: int = 1
     checkpoint_steps: int = 200
     log_steps: int = 20
 
@@ -152,6 +184,7 @@ class LoopConfig:
         choice("loop.precision", self.precision, PRECISIONS)
         if self.patience is not None:
             whole("loop.patience", self.patience, 1, 1_000_000)
+        whole("loop.validate_epochs", self.validate_epochs, 1, 1_000_000)
         whole("loop.checkpoint_steps", self.checkpoint_steps, 1, 1 << 40)
         whole("loop.log_steps", self.log_steps, 1, 1 << 40)
 
@@ -181,6 +214,11 @@ class RunConfig:
             raise ConfigError(
                 "loss.pcgrad = true with loss.balance = 'kendall': PCGrad needs one gradient a "
                 "term, weights that are learned from their sum have none; choose running-mean"
+            )
+        if self.loss.pcgrad and self.loop.cuda_graph:
+            raise ConfigError(
+                "loss.pcgrad = true with loop.cuda_graph = true: PCGrad projects in another order "
+                "at every step, and a graph repeats one; set either to false"
             )
 
     @classmethod
@@ -291,6 +329,20 @@ def _toml(value: Any) -> str:
         # JSON's escapes are TOML's, but for the one control character that JSON lets through.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
+
+
+def class_names(name: str, text: str) -> tuple[str, ...]:
+    """Read names with commas between them, refusing an empty one and one that stands there twice.
+
+    Examples
+    --------
+    >>> class_names("data.classes", "consolidation, none")
+    ('consolidation', 'none')
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError(f"{name} is {text!r}; give names that differ, with commas between them")
+    return names
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> None:

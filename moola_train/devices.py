@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from moola_train.config import LoopConfig
 from moola_train.distributed import ALONE, World
-from moola_train.errors import ConfigError
+from moola_train.errors import ConfigError, RunError
+
+_NOT_DETERMINISTIC = "does not have a deterministic implementation"  # says PyTorch
 
 
 def uses_gpu(config: LoopConfig) -> bool:
@@ -25,7 +29,7 @@ def prepare_device(config: LoopConfig, world: World = ALONE) -> torch.device:
     Raises
     ------
     ConfigError
-        CUDA asked for where there is none, or a precision that the device does not have.
+        CUDA asked for where there is none, or a precision or graph that the device does not have.
     """
     found = torch.cuda.is_available()
     if config.device == "cuda" and not found:
@@ -33,6 +37,11 @@ def prepare_device(config: LoopConfig, world: World = ALONE) -> torch.device:
     device = torch.device("cuda", world.local_rank) if uses_gpu(config) else torch.device("cpu")
     if config.precision == "tf32" and device.type != "cuda":
         raise ConfigError("loop.precision is 'tf32', which only a GPU has; give fp32 or bf16")
+    if config.cuda_graph and device.type != "cuda":
+        raise ConfigError(
+            "loop.cuda_graph is true, and the run would compute on the CPU, which has no graphs; "
+            "give --device cuda, or set it to false"
+        )
     if device.type == "cuda":
         precision = "tf32" if config.precision == "tf32" else "ieee"
         backends: Any = torch.backends  # its stubs know no precisions
@@ -43,3 +52,24 @@ def prepare_device(config: LoopConfig, world: World = ALONE) -> torch.device:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
     return device
+
+
+@contextlib.contextmanager
+def deterministic_or_refused() -> Iterator[None]:
+    """Say in one line which operation has no deterministic form, where one was asked for.
+
+    Raises
+    ------
+    RunError
+        PyTorch refused an operation.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(f" {_NOT_DETERMINISTIC}")
+        if not found:
+            raise
+        raise RunError(
+            f"loop.deterministic: {operation.splitlines()[-1]} {_NOT_DETERMINISTIC} on this "
+            "device; leave out what needs it, or set loop.deterministic = false"
+        ) from error

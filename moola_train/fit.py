@@ -10,33 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from moola_features import transform_windows
+from moola_features import spec, transform_windows
 from moola_features.config import FeatureConfig
 from moola_features.store import Store
 from moola_features.windows import Windows
-from moola_train.assembly import (
-    load_best,
-    make_model,
-    training_order,
-    validation_order,
-    write_weights,
-)
-from moola_train.balance import make_balance
+from moola_train.assembly import RunReport, make_loaders, make_model, train, write_weights
 from moola_train.config import RunConfig
 from moola_train.devices import prepare_device
 from moola_train.distributed import ALONE, World
-from moola_train.errors import LabelsError, ModelError
+from moola_train.errors import ConfigError, LabelsError, ModelError
 from moola_train.labels import read_labels, require_members
-from moola_train.loaders import WindowLoader
-from moola_train.loop import Loop, Outcome, Report
+from moola_train.loop import Report
 from moola_train.models import Model
 from moola_train.objectives import Supervised
 from moola_train.order import inverse_class_counts
 from moola_train.presets import PRESETS
+from moola_train.run_data import RunData, paths_of
 from moola_train.runs import SUMMARY, RunFolder
+from moola_train.shift import with_room
 from moola_train.splits import read_split
 from moola_train.targets import Int64, LabelledWindows, TargetPriors, Targets, make_targets
 from moola_train.transfer import TransferReport, check_card, read_encoder, transfer
@@ -49,38 +42,21 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FitReport:
+class FitReport(RunReport):
     """What a fit did.
 
     Attributes
     ----------
-    run
-        The run's folder.
-    outcome
-        How it ended, with the watched metric at its best beside the floors.
-    num_parameters
-        Trainable parameters of the model.
-    parts
-        Windows in the training and the validation part.
     transfer
         What became of each tensor of the encoder file; None without one.
     """
 
-    run: Path
-    outcome: Outcome
-    num_parameters: int
-    parts: dict[str, int]
     transfer: TransferReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
-        return {
-            "run": str(self.run),
-            **dataclasses.asdict(self.outcome),
-            "num_parameters": self.num_parameters,
-            "parts": self.parts,
-            "transfer": None if self.transfer is None else dataclasses.asdict(self.transfer),
-        }
+        moved = None if self.transfer is None else dataclasses.asdict(self.transfer)
+        return {**super().to_dict(), "transfer": moved}
 
 
 def fit(
@@ -139,77 +115,76 @@ def fit(
     """
     config = config or RunConfig()
     device = prepare_device(config.loop, world)
-    labels = read_labels(labels_path, store=store)
+    labels = read_labels(labels_path, classes=config.data.class_names, store=store)
     split = read_split(split_path, labels)
     parts = {name: split.part(name, fold) for name in ("train", "val")}
     require_members(labels, parts["train"])
     targets = make_targets(labels)
     priors = TargetPriors.of(targets, labels.classes, parts["train"])
-    features_of, columns = _features(labels, store, feature_config or FeatureConfig())
-    loaders = _loaders(config, device, features_of, targets, parts, world)
+    feature_config = store.config if store is not None else feature_config or FeatureConfig()
+    features_of, columns = _features(labels, store, feature_config)
+    types = targets["type"][parts["train"]]
+    windows = {name: features_of(rows) for name, rows in parts.items()}
+    learnt = {name: _of_rows(targets, rows) for name, rows in parts.items()}
+    if config.augment.shift:
+        windows["train"], room = _with_room(labels, store, parts["train"], config.augment.shift)
+        learnt["train"] |= room
+    loaders = make_loaders(
+        windows, config, device, targets=learnt,
+        weights=inverse_class_counts(types) if config.data.balanced else None, world=world,
+    )  # fmt: skip
     _require_labelled_heads(config.model.preset)
     model = make_model(config, len(columns), num_classes=len(priors.classes))
     model.initialise(priors)
     moved, encoder_sha256 = None, None
     if encoder is not None:
         moved, encoder_sha256 = _transfer(model, encoder, columns, labels)
-    num_parameters = model.to(device).num_parameters  # before any of them is frozen
-    balance = make_balance(config.loss.balance, model.heads, log_sigmas=model.log_sigmas)
     run = RunFolder(run_path, writes=world.writes)
-    data = {
-        "labels_sha256": labels.sha256(),
-        "split_sha256": split.sha256(),
-        "fold": fold,
-        "store": labels.store,
-        "encoder_sha256": encoder_sha256,
-    }
-    run.begin(config, data, resume=resume)
-    loop = Loop(
-        model=model, objective=Supervised(priors), balance=balance.to(device),
-        train=loaders["train"], validation=loaders["val"],
-        config=config, run=run, device=device, report=report,
+    data = RunData(
+        labels_sha256=labels.sha256(),
+        split_sha256=split.sha256(),
+        fold=fold,
+        store=labels.store,
+        encoder_sha256=encoder_sha256,
+        anchored=labels.anchored,
+        classes=labels.classes,
+        window_length=labels.length,
+        columns=columns,
+        features=feature_config,
+        preset=config.model.preset,
+        settings=model.settings,
+        paths=paths_of(
+            labels=labels_path, split=split_path, store=store.path if store is not None else None
+        ),
+    ).to_dict()
+    done = train(
+        model, Supervised(priors), loaders, run, config,
+        device=device, data=data, resume=resume, report=report,
+        columns=spec.columns(feature_config),
     )  # fmt: skip
-    if resume:
-        loop.resume()
-    outcome = loop.run()
-    found = FitReport(
-        run=run.path,
-        outcome=outcome,
-        num_parameters=num_parameters,
-        parts={name: len(rows) for name, rows in parts.items()},
-        transfer=moved,
-    )
+    found = FitReport(**vars(done), transfer=moved)
     run.write_json(SUMMARY, found.to_dict())
-    if run.writes:
-        load_best(model, run)
     write_weights(model, run)
     return found
 
 
-def _loaders(
-    config: RunConfig,
-    device: torch.device,
-    features_of: FeaturesOf,
-    targets: Targets,
-    parts: dict[str, Int64],
-    world: World,
-) -> dict[str, WindowLoader]:
-    types = targets["type"][parts["train"]]
-    weights = inverse_class_counts(types) if config.data.balanced else None
-    orders = {
-        "train": training_order(len(parts["train"]), config, weights, world),
-        "val": validation_order(len(parts["val"]), config),
-    }
-    return {
-        name: WindowLoader(
-            features_of(rows),
-            orders[name],
-            device=device,
-            placement=config.data.placement,
-            targets={key: values[rows] for key, values in targets.items()},
+def _of_rows(targets: Targets, rows: Int64) -> Targets:
+    return {name: values[rows] for name, values in targets.items()}
+
+
+def _with_room(
+    labels: LabelledWindows, store: Store | None, rows: Int64, reach: int
+) -> tuple[Windows, Targets]:
+    """Windows of the training part with bars around them, to be shifted in."""
+    if store is None or labels.start_bar is None:
+        raise ConfigError(
+            f"augment.shift is {reach}, but windows that hold their own prices have no bars around "
+            "them; set augment.shift = 0"
         )
-        for name, rows in parts.items()
-    }
+    return with_room(
+        store, labels.start_bar[rows], labels.start[rows], labels.end[rows],
+        length=labels.length, reach=reach,
+    )  # fmt: skip
 
 
 def _transfer(

@@ -17,7 +17,7 @@ from moola_features.errors import BarsError
 from moola_features.times import time_text
 from moola_train.errors import LabelsError
 from moola_train.label_table import Bool, LabelTable
-from moola_train.targets import NONE, Float64, Int64, LabelledWindows
+from moola_train.targets import NO_EXPANSION, NONE, Float64, Int64, LabelledWindows
 
 if TYPE_CHECKING:
     from moola_features.store import Store
@@ -44,7 +44,8 @@ def read_labels(
         ``start_time`` (*anchored*) or ``features``, K lists of open, high, low, close
         (*self-contained*; in CSV as JSON); ``base_window_id`` if there is one.
     classes
-        Labels that may stand there, in the order of the model's outputs.
+        Labels that may stand there, in the order of the model's outputs. ``"none"`` means that
+        there is no expansion, and so no span; a label that is missing means that nobody looked.
     store
         Where anchored windows stand; None leaves their bars unknown.
     window_length
@@ -73,7 +74,8 @@ def read_labels(
     table = LabelTable(source)
     table.require_columns()
     window_id = table.texts("window_id")
-    table.refuse([name is None for name in window_id], "window_id", "give every window a name")
+    unnamed = [name is None or not name.strip() for name in window_id]
+    table.refuse(unnamed, "window_id", "give every window a name")
     repeated = pl.Series(window_id, dtype=pl.String)
     table.refuse(~repeated.is_first_distinct(), "window_id", "names must differ; rename or drop it")
     base_id = table.texts("base_window_id") if table.has("base_window_id") else window_id
@@ -81,7 +83,7 @@ def read_labels(
     known: dict[str, Any] = {
         "window_id": tuple(window_id),
         "base_id": tuple(base or own for base, own in zip(base_id, window_id, strict=True)),
-        "type": _types(table, classes),
+        "type": _types(table, classes, start >= 0),
         "start": start,
         "end": end,
         "classes": tuple(classes),
@@ -220,11 +222,14 @@ def _count_overlapping(labels: LabelledWindows) -> int | None:
     return int(np.sum(np.append(near, False) | np.append(False, near)))
 
 
-def _types(table: LabelTable, classes: tuple[str, ...]) -> Int64:
+def _types(table: LabelTable, classes: tuple[str, ...], has_span: Bool) -> Int64:
     texts = table.texts("label")
     index = {name: position for position, name in enumerate(classes)}
     unknown = [text is not None and text not in index for text in texts]
-    table.refuse(unknown, "label", f"the classes are {', '.join(classes)}; correct or add it")
+    remedy = f"the classes are {', '.join(classes)}; correct it, or name it with --classes"
+    table.refuse(unknown, "label", remedy)
+    contradicting = has_span & np.array([text == NO_EXPANSION for text in texts])
+    table.refuse(contradicting, "expansion_start", "but label is 'none'; leave the span empty")
     return np.array([NONE if text is None else index[text] for text in texts], np.int64)
 
 

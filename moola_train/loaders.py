@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -32,8 +31,6 @@ from moola_train.table import (
 STATE_VERSION = 1
 
 _SAMPLED_WINDOWS = 256  # read for the fingerprint
-
-_logger = logging.getLogger(__name__)
 
 
 class WindowLoader:
@@ -124,7 +121,6 @@ class WindowLoader:
         self.placement, self.reason = choose_placement(
             placement, self.device, num_bytes(self._windows, self._targets)
         )
-        _logger.info("windows are gathered on the %s: %s", self.placement, self.reason)
         self._table: DeviceTable | None = None
         if self.placement == "device":
             self._table = DeviceTable(self._windows, self._targets, self.device)

@@ -10,24 +10,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moola_train.augment import Augment
+from moola_features.spec import Column
 from moola_train.balance import Balance
 from moola_train.checkpoint import load_checkpoint, require_same_model, save_checkpoint
 from moola_train.config import RunConfig
-from moola_train.distributed import any_process, average_gradients, own_rank, together
+from moola_train.devices import deterministic_or_refused
+from moola_train.distributed import any_process, together
 from moola_train.errors import CheckpointError, ConfigError, RunError
 from moola_train.first_batch import check_batch
+from moola_train.graph import CudaRecorder, GraphedStep
 from moola_train.loaders import WindowLoader
+from moola_train.memory import fits, out_of_memory
 from moola_train.metrics import Metric
 from moola_train.models import Model
 from moola_train.objectives import Objective
-from moola_train.optimiser import Average, Schedule, make_optimiser
+from moola_train.optimiser import Schedule
 from moola_train.outcome import (
     FINISHED,
     OUT_OF_TIME,
@@ -35,22 +38,19 @@ from moola_train.outcome import (
     STOPPED,
     Outcome,
     Progress,
-    step_seed,
 )
-from moola_train.pcgrad import pcgrad
 from moola_train.runs import BEST, LATEST, RunFolder
+from moola_train.shift import as_labelled
 from moola_train.signals import stop_requests
-from moola_train.tally import Tally
+from moola_train.step import GRADIENT_NORM, Step
 
 __all__ = ["Loop", "Outcome", "Report"]
 
 Report = Callable[[dict[str, Any]], None]
 
-GRADIENT_NORM = "gradient norm"
-
 
 class Loop:
-    """Trains a model, validates it after every epoch, and can be stopped at any step.
+    """Trains a model, validates it between epochs, and can be stopped at any step.
 
     Parameters
     ----------
@@ -66,6 +66,8 @@ class Loop:
         Where the model is.
     report
         Called with every record that is logged.
+    columns
+        Of the features, for the augmentations that must know them.
     """
 
     def __init__(
@@ -80,7 +82,13 @@ class Loop:
         run: RunFolder,
         device: torch.device,
         report: Report | None = None,
+        columns: Sequence[Column] = (),
     ) -> None:
+        if config.loss.pcgrad and together():
+            raise ConfigError(
+                "loss.pcgrad with several processes: each would project gradients of its own "
+                "share of the batch; train in one process, or set loss.pcgrad = false"
+            )
         self.model = model
         self.balance = balance
         self._objective = objective
@@ -90,17 +98,15 @@ class Loop:
         self._run = run
         self._device = device
         self._report = report or (lambda _record: None)
-        self._optimiser = make_optimiser(model, balance, config.optimiser)
         self._schedule = Schedule(config.optimiser, len(train), config.loop.epochs)
-        self._average = Average(model, config.optimiser.ema_decay)
-        if config.loss.pcgrad and together():
-            raise ConfigError(
-                "loss.pcgrad with several processes: each would project gradients of its own "
-                "share of the batch; train in one process, or set loss.pcgrad = false"
-            )
-        self._augment = Augment(config.augment)
+        self._step = Step(
+            model=model, objective=objective, balance=balance, config=config,
+            schedule=self._schedule, device=device, columns=columns,
+        )  # fmt: skip
+        self._take: Callable[[Mapping[str, Tensor], int], None] = self._step
+        if config.loop.cuda_graph:
+            self._take = GraphedStep(self._step, CudaRecorder(device), train.paused)
         self._progress = Progress()
-        self._tally = Tally(asks_always=device.type == "cpu")
         self._checked = False
         self._clock = (time.perf_counter(), 0.0, 0)  # at the last log: time, waited, windows
         self._num_windows = 0
@@ -138,16 +144,21 @@ class Loop:
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         status = self._ended()
         try:
-            with stop_requests() as stopping:
+            with deterministic_or_refused(), stop_requests() as stopping:
                 while status is None:
                     status = self._epoch(lambda: self._interrupted(stopping.is_set(), deadline))
                     if status is None:
-                        self._validate()
+                        if self._validation_is_due():
+                            self._validate()
                         status = self._ended()
                     self._save(LATEST)
         finally:
             self.model.encoder.requires_grad_(True)
         return Outcome(status, self._progress.step, self._train.epoch, self._progress.best)
+
+    def _validation_is_due(self) -> bool:
+        every = self._config.loop.validate_epochs
+        return self._train.epoch % every == 0 or self._ended() is not None
 
     def _ended(self) -> str | None:
         """Why there is nothing left to train, if so."""
@@ -174,9 +185,10 @@ class Loop:
         # The loader moves on to the next epoch once its iterator has ended, not before.
         for batch in self._train:
             if not self._checked:
-                check_batch(batch, self.model.settings)
+                whole = as_labelled(batch, self._config.augment.shift)
+                check_batch(whole, self.model.settings)
                 self._checked = True
-            self._step(batch)
+            self._make_step(batch)
             if self._progress.step % settings.log_steps == 0:
                 self._log_training()
             status = interrupted()
@@ -186,38 +198,18 @@ class Loop:
                 self._save(LATEST)
         return None
 
-    def _step(self, batch: Mapping[str, Tensor]) -> None:
-        progress, settings = self._progress, self._config
-        # Whatever is drawn at a step depends on nothing but the seed and the step.
-        seed = step_seed(settings.loop.seed, progress.step)
-        torch.manual_seed(seed + own_rank())  # other windows, other dropout
-        rates = self._schedule.rates(progress.step)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rates[group["part"]]
-        # Without gradients AdamW passes a parameter over: no momentum, no decay.
-        self.model.encoder.requires_grad_(not self._schedule.freezes(progress.step))
-        self.model.train()
-        with self._autocast():
-            losses = self._objective.losses(self.model, self._augment(dict(batch)))
-        parameters = [p for group in self._optimiser.param_groups for p in group["params"]]
-        if settings.loss.pcgrad:
-            pcgrad(list(self.balance.weighted(losses).values()), parameters, seed=seed)
-        else:
-            self.balance(losses).backward()
-        average_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimiser.clip_norm)
-        # What is not finite would spoil the weights for good, so that it must stop the update.
-        self._optimiser.found_inf = self._tally.add(progress.step, {**losses, GRADIENT_NORM: norm})
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
-        self._average.update()
+    def _make_step(self, batch: Mapping[str, Tensor]) -> None:
+        progress = self._progress
+        if not fits(lambda: self._take(batch, progress.step)):
+            latest = self._run.file(LATEST)
+            raise out_of_memory(batch, self._step.probe, step=progress.step, checkpoint=latest)
         progress.step += 1
         self._num_windows += batch["features"].shape[1]
 
     def _validate(self) -> None:
         progress = self._progress
-        self._tally.require_finite()
-        self._average.swap()
+        self._step.tally.require_finite()
+        self._step.average.swap()
         try:
             metrics = self._objective.score(self.model, self._validation)
             value, better = self._watched(metrics)
@@ -235,7 +227,7 @@ class Loop:
             else:
                 progress.stale_epochs += 1
         finally:
-            self._average.swap()
+            self._step.average.swap()
         self._log({"part": "val", "improved": improved, "metrics": shown})
 
     def _watched(self, metrics: Mapping[str, Metric]) -> tuple[float, str]:
@@ -250,7 +242,7 @@ class Loop:
         before, waited_before, windows_before = self._clock
         seconds = max(now - before, 1e-9)
         self._clock = (now, waited, self._num_windows)
-        means = self._tally.means()
+        means = self._step.tally.means()
         record: dict[str, Any] = {
             "part": "train",
             "learning_rate": self._schedule.rates(self._progress.step - 1)["heads"],
@@ -275,7 +267,7 @@ class Loop:
     def _save(self, name: str) -> None:
         if not self._run.writes:
             return
-        self._tally.require_finite()  # a checkpoint is never younger than a failure
+        self._step.tally.require_finite()  # a checkpoint is never younger than a failure
         state = {part: holder.state_dict() for part, holder in self._parts().items()}
         known = {
             "preset": self._config.model.preset,
@@ -288,10 +280,6 @@ class Loop:
         """What has a state besides the progress."""
         return {
             "loader": self._train, "model": self.model, "balance": self.balance,
-            "optimiser": self._optimiser, "schedule": self._schedule, "average": self._average,
-            "tally": self._tally,
+            "optimiser": self._step.optimiser, "schedule": self._schedule,
+            "average": self._step.average, "tally": self._step.tally,
         }  # fmt: skip
-
-    def _autocast(self) -> torch.autocast:
-        bf16 = self._config.loop.precision == "bf16"
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bf16)

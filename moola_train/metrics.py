@@ -5,7 +5,8 @@ model's. That constant comes from the training part, as everything that is fitte
 
 Metrics of spans look at windows that have an expansion; a window without a predicted span counts
 as a miss there, and as an error of the whole window in bars. ``span_f1_micro`` and ``pointer_f1``
-count spans that were predicted where there is none, too.
+count spans that were predicted where there is none, too; a window of which nobody said whether
+there is one counts nowhere.
 """
 
 from __future__ import annotations
@@ -133,7 +134,9 @@ def evaluate(
     if "start" in predictions:
         predicted = Spans(np.asarray(predictions["start"]), np.asarray(predictions["end"]))
         true = Spans(np.asarray(truth["start"]), np.asarray(truth["end"]))
-        found |= _span_metrics(predicted, true, priors, truth["span"].shape[1])
+        known = are_known(truth["span"])
+        length = truth["span"].shape[1]
+        found |= _span_metrics(predicted.take(known), true.take(known), priors, length)
     if "countdown" in predictions:
         found |= _countdown_metrics(predictions["countdown"], truth["countdown"], priors)
     return found
@@ -290,15 +293,19 @@ def ece(shares: NDArray[Any], true: NDArray[Any], num_bins: int = NUM_BINS) -> f
     """
     top = shares.max(axis=1)
     right = shares.argmax(axis=1) == true
-    edges = np.quantile(top, np.arange(1, num_bins) / num_bins)
-    bins = np.searchsorted(edges, top, side="right")
-    differences = np.bincount(bins, weights=right - top, minlength=num_bins)
+    differences = np.bincount(mass_bins(top, num_bins), weights=right - top, minlength=num_bins)
     return float(np.abs(differences).sum() / len(top))
+
+
+def mass_bins(top: NDArray[Any], num_bins: int = NUM_BINS) -> NDArray[np.intp]:
+    """Which of the bins of equally many windows each top probability ``[N]`` falls into."""
+    edges = np.quantile(top, np.arange(1, num_bins) / num_bins)
+    return np.searchsorted(edges, top, side="right")
 
 
 def hit_rate(predicted: Spans, true: Spans, tolerance: int = TOLERANCE) -> float:
     """Share of windows in which both ends are at most so many bars off."""
-    return float(np.mean(_hits(predicted, true, tolerance)))
+    return float(np.mean(hits(predicted, true, tolerance)))
 
 
 def pointer_f1(predicted: Spans, true: Spans, tolerance: int = TOLERANCE) -> float:
@@ -313,25 +320,25 @@ def pointer_f1(predicted: Spans, true: Spans, tolerance: int = TOLERANCE) -> flo
     0.4
     """
     events = int(predicted.present.sum() + true.present.sum())
-    hits = int(_hits(predicted, true, tolerance).sum())
-    return 2 * hits / events if events else 1.0
+    found = int(hits(predicted, true, tolerance).sum())
+    return 2 * found / events if events else 1.0
 
 
 def span_f1(predicted: Spans, true: Spans) -> float:
     """F1 of bars in each window, 2 x shared / (predicted + true), their mean over windows."""
     bars = predicted.num_bars + true.num_bars
-    return float(np.mean(2 * _shared(predicted, true) / bars))
+    return float(np.mean(2 * shared_bars(predicted, true) / bars))
 
 
 def span_f1_micro(predicted: Spans, true: Spans) -> float:
     """F1 of the bars of all windows together."""
     bars = int(predicted.num_bars.sum() + true.num_bars.sum())
-    return 2 * int(_shared(predicted, true).sum()) / bars
+    return 2 * int(shared_bars(predicted, true).sum()) / bars
 
 
 def span_iou(predicted: Spans, true: Spans) -> float:
     """Intersection over union of bars in each window, their mean over windows."""
-    shared = _shared(predicted, true)
+    shared = shared_bars(predicted, true)
     return float(np.mean(shared / (predicted.num_bars + true.num_bars - shared)))
 
 
@@ -341,17 +348,24 @@ def lead_lag(lags: NDArray[Any]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _shared(predicted: Spans, true: Spans) -> Int64:
+def are_known(span: NDArray[Any]) -> NDArray[np.bool_]:
+    """Of which windows it is known whether they expand, from the mask ``[N, K]``: bool ``[N]``."""
+    known: NDArray[np.bool_] = np.isnan(span).sum(axis=1) == 0
+    return known
+
+
+def shared_bars(predicted: Spans, true: Spans) -> Int64:
     """Bars that both spans of a window have, int64 ``[N]``."""
     bars = np.minimum(predicted.end, true.end) - np.maximum(predicted.start, true.start) + 1
     return np.where(predicted.present & true.present, np.maximum(bars, 0), 0)
 
 
-def _hits(predicted: Spans, true: Spans, tolerance: int) -> NDArray[np.bool_]:
+def hits(predicted: Spans, true: Spans, tolerance: int = TOLERANCE) -> NDArray[np.bool_]:
+    """Where both ends are at most so many bars off, bool ``[N]``."""
     near = _error(predicted.start, true.start) <= tolerance
     near &= _error(predicted.end, true.end) <= tolerance
-    hits: NDArray[np.bool_] = near & predicted.present & true.present
-    return hits
+    found: NDArray[np.bool_] = near & predicted.present & true.present
+    return found
 
 
 def _error(found: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:

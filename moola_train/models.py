@@ -91,14 +91,15 @@ class Model(nn.Module):
         ModelError
             Other features than the model's, or a mask for a model without a mask vector.
         """
-        encoded = self.encoder(self._masked(batch), batch.get("valid"))
+        features = self._masked(batch)
+        encoded = self.encoder(features, batch.get("valid"))
         if self.summary is None:
             summary = encoded.steps.new_empty(encoded.steps.shape[1], 0)
         else:
             summary = self.summary(encoded)
         outputs: dict[str, Tensor] = {}
         for name, head in self.heads.items():
-            outputs[name] = head(HeadInput(encoded, summary, outputs)).float()
+            outputs[name] = head(HeadInput(encoded, summary, outputs, features)).float()
         return outputs
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -117,7 +118,7 @@ class Model(nn.Module):
 
         ``type_probability`` [B, C], ``start`` and ``end`` int64 [B] with -1 for none,
         ``countdown`` [B, T], and what else the heads say. The span comes from the head that knows
-        it best: CRF, else edges, else span, else pointers.
+        it best: span scores, else CRF, else edges, else span, else pointers.
         """
         predictions: dict[str, Tensor] = {}
         for name, head in sorted(self._heads().items(), key=lambda item: item[1].span_priority):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,8 +25,19 @@ class SkippingAdamW(torch.optim.AdamW):
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
 
+    def set_rates(self, rates: Mapping[str, float]) -> None:
+        """Give each group the learning rate of its part of the model."""
+        for group in self.param_groups:
+            rate = rates[group["part"]]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # in place: a CUDA graph reads it where it is
+            else:
+                group["lr"] = rate
 
-def make_optimiser(model: Model, balance: nn.Module, config: OptimiserConfig) -> SkippingAdamW:
+
+def make_optimiser(
+    model: Model, balance: nn.Module, config: OptimiserConfig, *, capturable: bool = False
+) -> SkippingAdamW:
     """Make AdamW: decay for weight matrices only, a learning rate of its own for the encoder.
 
     Biases, norms, log sigmas and a CRF's scores are not decayed: decay would pull them to values
@@ -38,6 +49,8 @@ def make_optimiser(model: Model, balance: nn.Module, config: OptimiserConfig) ->
         Whatever they train; a parameter that both hold is trained once.
     config
         Learning rate and weight decay.
+    capturable
+        Whether a CUDA graph can hold the update: then the learning rates are tensors.
     """
     groups: dict[tuple[str, bool], list[Tensor]] = {}
     seen: set[int] = set()
@@ -46,17 +59,19 @@ def make_optimiser(model: Model, balance: nn.Module, config: OptimiserConfig) ->
             seen.add(id(parameter))
             part = ENCODER if name.startswith("encoder.") else HEADS
             groups.setdefault((part, decays(name, parameter)), []).append(parameter)
+    rate = config.learning_rate
     return SkippingAdamW(
         [
             {
                 "params": parameters,
                 "part": part,
                 "weight_decay": config.weight_decay if decayed else 0.0,
+                "lr": parameters[0].new_full((), rate) if capturable else rate,
             }
             for (part, decayed), parameters in groups.items()
         ],
-        lr=config.learning_rate,
         fused=True,
+        capturable=capturable,
     )
 
 

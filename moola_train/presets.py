@@ -147,8 +147,10 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "jade-span": Preset(
-        "edges as distributions over time, and the type read where they are",
-        ModelSettings(input_dropout=0.1, head_dropout=0.3, heads=("span", "edges", "type_at_span")),
+        "one distribution over all spans, and the type read where they are",
+        ModelSettings(
+            input_dropout=0.1, head_dropout=0.3, heads=("span_scores", "type_before_span")
+        ),
     ),
     "simple-lstm": Preset(
         "the simple one to beat: attention over the bars, type from the last",

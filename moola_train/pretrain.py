@@ -10,22 +10,22 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from moola_features import spec
 from moola_features.files import require_folder
 from moola_features.splits import split_windows
 from moola_features.store import Store
 from moola_features.times import time_text
 from moola_features.windows import Windows
-from moola_train.assembly import load_best, make_model, training_order, validation_order
-from moola_train.balance import make_balance
+from moola_train.assembly import RunReport, make_loaders, make_model, train
 from moola_train.devices import prepare_device
 from moola_train.distributed import ALONE, World
 from moola_train.errors import LabelsError, RunError
-from moola_train.labels import read_labels, store_fingerprint
-from moola_train.loaders import WindowLoader
-from moola_train.loop import Loop, Outcome, Report
+from moola_train.labels import CLASSES, read_labels, store_fingerprint
+from moola_train.loop import Outcome, Report
 from moola_train.mae import INTERPOLATION, MEAN, MaskedAutoencoder
 from moola_train.models import Model
 from moola_train.objectives import Objective
+from moola_train.outcome import STOPPED
 from moola_train.pretrain_config import PretrainConfig
 from moola_train.runs import SUMMARY, RunFolder
 from moola_train.splits import read_split
@@ -65,7 +65,15 @@ class TrainingPeriod:
     data: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, store: Store, labels_path: Path, split_path: Path, fold: int) -> TrainingPeriod:
+    def of(
+        cls,
+        store: Store,
+        labels_path: Path,
+        split_path: Path,
+        fold: int,
+        *,
+        classes: tuple[str, ...] = CLASSES,
+    ) -> TrainingPeriod:
         """Take the period of a split's training part: up to the end of its last window.
 
         Raises
@@ -75,7 +83,7 @@ class TrainingPeriod:
         SplitError
             A split of other labels, or one that leaks.
         """
-        labels = read_labels(labels_path, store=store)
+        labels = read_labels(labels_path, classes=classes, store=store)
         split = read_split(split_path, labels)
         rows = split.part("train", fold)
         if labels.start_bar is None or len(rows) == 0:
@@ -93,28 +101,16 @@ class TrainingPeriod:
 
 
 @dataclass(frozen=True)
-class PretrainReport:
+class PretrainReport(RunReport):
     """What a pretraining run did.
 
     Attributes
     ----------
-    run
-        The run's folder.
     encoder
         The encoder file; None if the run was stopped before it ended.
-    outcome
-        How it ended, with the watched metric at its best beside the floors.
-    num_parameters
-        Trainable parameters of the model.
-    parts
-        Windows in the training and the validation part.
     """
 
-    run: Path
-    encoder: Path | None
-    outcome: Outcome
-    num_parameters: int
-    parts: dict[str, int]
+    encoder: Path | None = None
 
     @property
     def columns(self) -> list[dict[str, Any]]:
@@ -135,11 +131,8 @@ class PretrainReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
         return {
-            "run": str(self.run),
+            **super().to_dict(),
             "encoder": None if self.encoder is None else str(self.encoder),
-            **dataclasses.asdict(self.outcome),
-            "num_parameters": self.num_parameters,
-            "parts": self.parts,
             "columns": self.columns,
         }
 
@@ -196,14 +189,7 @@ def pretrain(
     require_folder(target.absolute().parent, target)
     device = prepare_device(config.loop, world)
     parts = pretraining_windows(store, config, period.stop_bar)
-    orders = {
-        "train": training_order(len(parts["train"]), config, world=world),
-        "val": validation_order(len(parts["val"]), config),
-    }
-    loaders = {
-        name: WindowLoader(windows, orders[name], device=device, placement=config.data.placement)
-        for name, windows in parts.items()
-    }
+    loaders = make_loaders(parts, config, device, world=world)
     kind = OBJECTIVES[config.pretrain.objective]
     objective: PretrainObjective = kind.of(parts["train"], store.names, config)
     model = make_model(
@@ -211,30 +197,18 @@ def pretrain(
         log_sigmas=config.loss.balance == "kendall", **kind.model_settings,
     )  # fmt: skip
     objective.initialise(model)
-    num_parameters = model.to(device).num_parameters  # before any of them is frozen
-    balance = make_balance(config.loss.balance, model.heads, log_sigmas=model.log_sigmas)
     run = RunFolder(run_path, writes=world.writes)
     data = {**_fingerprint(store, parts), **period.data}
-    run.begin(config, data, resume=resume)
-    loop = Loop(
-        model=model, objective=objective, balance=balance.to(device),
-        train=loaders["train"], validation=loaders["val"],
-        config=config, run=run, device=device, report=report,
+    done = train(
+        model, objective, loaders, run, config,
+        device=device, data=data, resume=resume, report=report,
+        columns=spec.columns(store.config),
     )  # fmt: skip
-    if resume:
-        loop.resume()
-    outcome = loop.run()
-    ended = outcome.status != "stopped"
+    ended = done.outcome.status != STOPPED
     if ended and run.writes:
-        load_best(model, run)
-        write_encoder(target, model, _card(store, config, parts["train"].length, data, outcome))
-    found = PretrainReport(
-        run=run.path,
-        encoder=target if ended else None,
-        outcome=outcome,
-        num_parameters=num_parameters,
-        parts={name: len(windows) for name, windows in parts.items()},
-    )
+        card = _card(store, config, parts["train"].length, data, done.outcome)
+        write_encoder(target, model, card)
+    found = PretrainReport(**vars(done), encoder=target if ended else None)
     run.write_json(SUMMARY, found.to_dict())
     return found
 

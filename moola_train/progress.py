@@ -30,11 +30,14 @@ def training_progress(num_epochs: int) -> Iterator[Report]:
         TextColumn("epoch {task.completed:g}/{task.total:g}"),
         BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[story]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(file=sys.stderr, soft_wrap=True)) as bars:
-        task = bars.add_task("fit", total=num_epochs, story="")
-        story: dict[str, str] = {}
+    bars = Progress(*columns, console=Console(file=sys.stderr, soft_wrap=True))
+    task = bars.add_task("fit", total=num_epochs, story="")
+    story: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
 
         def report(record: dict[str, Any]) -> None:
+            if not story:  # not before there is something to show: a run may be refused
+                stack.enter_context(bars)
             story.update(_shown(record))
             bars.update(task, completed=record["epoch"], story=", ".join(story.values()))
 

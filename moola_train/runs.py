@@ -21,6 +21,7 @@ from moola_train.errors import RunError
 CONFIG, ENVIRONMENT, DATA = "config.toml", "environment.json", "data.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 LATEST, BEST, WEIGHTS = "latest.pt", "best.pt", "weights.safetensors"
+PATHS = "paths"  # what data.json calls where files lay; a copy of one is as good
 
 
 class RunFolder:
@@ -60,14 +61,14 @@ class RunFolder:
                     f"{self.path} holds a run; go on with --resume auto, or name another"
                 )
             before = _read_json(known)
+            saved = type(config).from_toml(self.file(CONFIG))
+            _require_same(saved, config, self.path)
             for name, value in data.items():
-                if before.get(name) != value:
+                if name != PATHS and before.get(name) != value:
                     raise RunError(
                         f"{self.path} was run on {name} = {before.get(name)!r}, not {value!r}; "
                         "name another folder"
                     )
-            saved = type(config).from_toml(self.file(CONFIG))
-            _require_same(saved, config, self.path)
         self.write_text(CONFIG, config.to_toml())
         self.write_json(ENVIRONMENT, environment())
         self.write_json(DATA, data)

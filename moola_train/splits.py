@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moola_features.files import replaced_file
-from moola_features.times import time_text
+from moola_features.times import TimeLike, time_text
 from moola_train.errors import SplitError
 from moola_train.split_checks import (
     AGAIN,
@@ -33,13 +33,12 @@ from moola_train.split_checks import (
     place_of,
     whole,
 )
+from moola_train.split_periods import NEVER, cuts_by_share, cuts_by_time
 from moola_train.targets import Int64, LabelledWindows
 
 FORMAT = "moola-split"
 FORMAT_VERSION = 1
 METHOD = "forward-chain"
-
-_NEVER = np.iinfo(np.int64).max // 2  # a place that no window reaches, with room for a gap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,8 +99,9 @@ class Split:
         return [{**size, "left_out": len(self.labels) - sum(size.values())} for size in sizes]
 
     def sha256(self) -> str:
-        """Digest of what the split says, whenever it was made and whatever it is called."""
+        """Digest of what the split says, whenever it was made and whatever things are called."""
         told = {k: v for k, v in self.to_dict().items() if k not in ("name", "created")}
+        told["store"] = None if self.labels.store is None else self.labels.store["sha256"]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,17 +131,20 @@ def forward_chain(
     labels: LabelledWindows,
     *,
     folds: int = 1,
-    val_share: float = 0.15,
-    test_share: float = 0.15,
+    val_share: float | None = None,
+    test_share: float | None = None,
+    val_from: TimeLike | None = None,
+    test_from: TimeLike | None = None,
     purge_bars: int | None = None,
     embargo_bars: int = 0,
     name: str = METHOD,
 ) -> Split:
     """Divide windows by time: each fold trains on all that came before its validation part.
 
-    The last windows are every fold's test part. Before them stand the validation parts of the
-    folds, side by side, the last fold's last. Shares count windows before the purge; a base of
-    which windows fall into two periods is left out.
+    The last windows are every fold's test part: sealed, since nothing that trains or stops early
+    reads it. Before them stand the validation parts of the folds, side by side, the last fold's
+    last. Shares count windows before the purge; a base of which windows fall into two periods is
+    left out.
 
     Parameters
     ----------
@@ -151,7 +154,11 @@ def forward_chain(
     folds
         Number of folds, at least 1.
     val_share, test_share
-        Of the windows: one fold's validation part, and the test part, which may be 0.
+        Of the windows: one fold's validation part, and the test part, which may be 0; 0.15 each
+        when None.
+    val_from, test_from
+        Times in place of the shares, of one fold: a window belongs to the period in which its
+        first bar begins. Without ``test_from`` there is no test part.
     purge_bars
         Bars of a window after its first, K - 1, when None; never fewer.
     embargo_bars
@@ -174,17 +181,23 @@ def forward_chain(
     Purge and embargo as in López de Prado, Advances in Financial Machine Learning (2018), section
     7.4, here forward in time only: no part is ever trained on what came after it.
     """
-    _require_settings(folds, val_share, test_share)
     gaps = gaps_of(labels, purge_bars, embargo_bars)
     first, last, unit = _bases(labels)
-    cuts = _cuts(first[unit], folds, val_share, test_share)  # [folds + 1]
+    if val_from is None and test_from is None:
+        cuts = cuts_by_share(first[unit], folds, val_share, test_share)
+    else:
+        if folds != 1 or val_share is not None or test_share is not None:
+            raise SplitError(
+                "val_from and test_from divide one fold by time; leave out folds and shares"
+            )
+        cuts = cuts_by_time(labels, place_of(labels), val_from, test_from)
     gap = sum(gaps)
 
     def rows_within(start: int, stop: int, purged_before: int) -> Int64:
         inside = (first >= start) & (last < stop) & (last + gap < purged_before)
         return np.flatnonzero(inside[unit])
 
-    test = rows_within(cuts[-1], _NEVER, 2 * _NEVER)
+    test = rows_within(cuts[-1], NEVER, 2 * NEVER)
     split = Split(
         labels=labels,
         parts=tuple(
@@ -201,7 +214,8 @@ def forward_chain(
         name=name,
         created=time_text(time.time_ns() // 10**9 * 10**9),
     )
-    _require_filled(split, tested=test_share > 0)
+    by_time = val_from is not None
+    _require_filled(split, tested=test_from is not None if by_time else test_share != 0)
     check_split(split)
     return split
 
@@ -291,34 +305,11 @@ def _bases(labels: LabelledWindows) -> tuple[Int64, Int64, NDArray[np.intp]]:
     """First and last place of each base, and the base of each window."""
     places = place_of(labels)
     names, unit = np.unique(labels.base_id, return_inverse=True)
-    first = np.full(len(names), _NEVER)
+    first = np.full(len(names), NEVER)
     last = np.full(len(names), -1)
     np.minimum.at(first, unit, places)
     np.maximum.at(last, unit, places)
     return first, last, unit
-
-
-def _cuts(places: Int64, folds: int, val_share: float, test_share: float) -> list[int]:
-    """First place of each validation period, then of the test period."""
-    ordered = np.sort(places)
-    shares = 1.0 - test_share - val_share * np.arange(folds, -1, -1)
-    counts = np.rint(shares * len(places)).astype(np.int64)
-    return [int(ordered[count]) if count < len(ordered) else _NEVER for count in counts]
-
-
-def _require_settings(folds: int, val_share: float, test_share: float) -> None:
-    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 1:
-        raise SplitError(f"folds is {folds!r}; it must be a whole number of at least 1")
-    if not 0 < val_share < 1:
-        raise SplitError(f"val_share is {val_share!r}; it must be above 0 and below 1")
-    if not 0 <= test_share < 1:
-        raise SplitError(f"test_share is {test_share!r}; it must be at least 0 and below 1")
-    taken = folds * val_share + test_share
-    if taken >= 1:
-        raise SplitError(
-            f"{folds} x val_share {val_share:g} and test_share {test_share:g} take {taken:.0%} of "
-            "the windows and leave none to train on; make them smaller"
-        )
 
 
 def _require_filled(split: Split, *, tested: bool) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moola_train.errors import RunError
 
-_NEVER = -1
+_NEVER = 0  # steps count from 1 here, so that all begins as zeros
 
 
 class Tally:
@@ -37,18 +37,31 @@ class Tally:
     def __init__(self, *, asks_always: bool) -> None:
         self._asks_always = asks_always
         self._names: tuple[str, ...] = ()
-        self._count = 0
+        self._count = torch.zeros(0)
         self._sums = torch.zeros(0)
         self._first = torch.zeros(0)
         self._values = torch.zeros(0)
 
-    def add(self, step: int, values: Mapping[str, Tensor]) -> Tensor:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What every step reports; empty before the first one."""
+        return self._names
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What :meth:`add` changes, in place and by name; all zeros before the first step."""
+        if not self._names:
+            return {}
+        return {
+            "count": self._count, "sums": self._sums, "first": self._first, "values": self._values,
+        }  # fmt: skip
+
+    def add(self, step: float | Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Take note of a step.
 
         Parameters
         ----------
         step
-            Its number.
+            Its number, from 0; a scalar on the device where a CUDA graph holds the call.
         values
             Scalars by name, the same names at every step.
 
@@ -64,15 +77,12 @@ class Tally:
         """
         found = torch.stack([value.detach().double() for value in values.values()])
         if not self._names:
-            self._names = tuple(values)
-            self._sums = torch.zeros_like(found)
-            self._values = torch.zeros_like(found)
-            self._first = torch.full_like(found[0], _NEVER)
+            self._begin(tuple(values), torch.zeros_like(found))
         bad = ~found.isfinite().all()
         first = bad & (self._first == _NEVER)
-        self._first = torch.where(first, float(step), self._first)
-        self._values = torch.where(first, found, self._values)
-        self._sums = self._sums + found
+        self._first.copy_(torch.where(first, step + 1, self._first))
+        self._values.copy_(torch.where(first, found, self._values))
+        self._sums += found
         self._count += 1
         if self._asks_always:
             self.require_finite()
@@ -86,31 +96,37 @@ class Tally:
         RunError
             One was not; the message names the step and the first value that was not finite.
         """
-        if not self._count or self._first.item() == _NEVER:
+        if not self._names or self._first.item() == _NEVER:
             return
         values = dict(zip(self._names, self._values.tolist(), strict=True))
         bad = next(name for name in values if not torch.tensor(values[name]).isfinite())
         raise RunError(
-            f"step {int(self._first.item())}: {bad!r} is {values[bad]}; nothing was updated. Lower "
-            "optimiser.learning_rate or optimiser.clip_norm, or check the features"
+            f"step {int(self._first.item()) - 1}: {bad!r} is {values[bad]}; nothing was updated. "
+            "Lower optimiser.learning_rate or optimiser.clip_norm, or check the features"
         )
 
     def means(self) -> dict[str, float]:
         """Mean of each value since it was last asked for, and begin anew; waits for the device."""
         self.require_finite()
-        means = (self._sums / max(self._count, 1)).tolist()
-        self._sums = torch.zeros_like(self._sums)
-        self._count = 0
+        means = (self._sums / self._count.clamp(min=1)).tolist()
+        self._sums.zero_()
+        self._count.zero_()
         return dict(zip(self._names, means, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far, as tensors and plain values."""
-        return {"names": list(self._names), "count": self._count, "sums": self._sums}
+        count = int(self._count) if self._names else 0
+        return {"names": list(self._names), "count": count, "sums": self._sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        self._names = tuple(state["names"])
-        self._count = int(state["count"])
-        self._sums = state["sums"]
-        self._values = torch.zeros_like(self._sums)
-        self._first = self._sums.new_full((), _NEVER)
+        if state["names"]:
+            self._begin(tuple(state["names"]), state["sums"].clone())
+            self._count += int(state["count"])
+
+    def _begin(self, names: tuple[str, ...], sums: Tensor) -> None:
+        self._names = names
+        self._sums = sums
+        self._values = torch.zeros_like(sums)
+        self._first = sums.new_full((), _NEVER)
+        self._count = sums.new_zeros(())

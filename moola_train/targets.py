@@ -20,6 +20,7 @@ Float64 = NDArray[np.float64]
 Targets = dict[str, NDArray[Any]]
 
 NONE = -1  # no label, or no expansion
+NO_EXPANSION = "none"  # a label of its own: looked at, and nothing expands; null is not labelled
 COUNTDOWN_REACH = 20  # bars before and after the start that the countdown tells apart
 
 
@@ -168,18 +169,21 @@ def make_targets(labels: LabelledWindows) -> Targets:
     dict of ndarray
         ``type`` int64 ``[N]``, -1 unknown; ``start`` and ``end`` int64 ``[N]``, -1 where there is
         no expansion; ``pointers`` float32 ``[N, 2]``, NaN there; ``span`` float32 ``[N, K]``, 1
-        for start <= t <= end; ``countdown`` float32 ``[N, K]``,
+        for start <= t <= end, NaN in a window that has no span and is not labelled ``"none"``,
+        for then nobody has said which bars expand; ``countdown`` float32 ``[N, K]``,
         (clip(start - t, -20, 20) + 20) / 40, NaN where there is no expansion.
     """
     start, end = labels.start[:, None], labels.end[:, None]  # [N, 1]
     position = np.arange(labels.length)
-    span = (position >= start) & (position <= end) & (start >= 0)
+    inside = (position >= start) & (position <= end) & (start >= 0)
+    expands_not = [name == NO_EXPANSION for name in (*labels.classes, None)]  # -1 takes the last
+    known = (start >= 0) | np.array(expands_not)[labels.type][:, None]
     return {
         "type": labels.type.copy(),
         "start": labels.start.copy(),
         "end": labels.end.copy(),
         "pointers": pointers_of(labels.start, labels.end, labels.length),
-        "span": span.astype(np.float32),
+        "span": np.where(known, inside, np.nan).astype(np.float32),
         "countdown": countdown_of(labels.start, labels.length),
     }
 
@@ -223,7 +227,7 @@ class TargetPriors:
     class_shares
         float64 ``[C]``, above 0, sums to 1; a class without a member counts as half a window.
     span_share
-        Share of bars inside an expansion, above 0 and below 1.
+        Share of bars inside an expansion, of those that are known; above 0 and below 1.
     mean_pointers
         float64 ``[2]``, over windows with an expansion.
     mean_countdown
@@ -278,8 +282,9 @@ class TargetPriors:
         types = part["type"].astype(np.int64)
         counts = np.bincount(types[types >= 0], minlength=len(classes))
         shares = np.maximum(counts, 0.5)
-        span_share = float(np.mean(part["span"], dtype=np.float64))
-        half_bar = 0.5 / part["span"].size
+        known_bars = part["span"][np.isfinite(part["span"])]
+        span_share = float(np.mean(known_bars, dtype=np.float64))
+        half_bar = 0.5 / known_bars.size
         return cls(
             classes=classes,
             class_counts=counts.astype(np.int64),

@@ -453,7 +453,7 @@ def test_time_labels_stand_apart_and_name_the_day_at_midnight(store: mf.Store) -
 def test_time_labels_follow_the_step_between_bars(step: int, expected: list[str]) -> None:
     midnight = int(np.datetime64("2024-03-06", "ns").astype(np.int64))
     time = midnight + np.array([-1, 0, 1]) * step
-    _, texts = scenes._label_times(time, int(time[0]) - step)
+    _, texts = scenes.label_times(time, int(time[0]) - step)
     assert list(texts) == expected
 
 
@@ -465,12 +465,12 @@ def test_prices_are_written_with_the_digits_of_their_grid(
     tick: float, base: float, decimals: int
 ) -> None:
     steps = np.random.default_rng(1).integers(0, 200, (300, 4))
-    assert scenes._count_decimals(base + steps * tick) == decimals
+    assert scenes.count_decimals(base + steps * tick) == decimals
 
 
 def test_prices_off_any_grid_are_written_short() -> None:
     prices = 17_000 + 50 * np.random.default_rng(1).random((300, 4))
-    assert scenes._count_decimals(prices) == 3
+    assert scenes.count_decimals(prices) == 3
 
 
 @pytest.mark.parametrize(

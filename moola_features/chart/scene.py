@@ -137,7 +137,7 @@ def make_scene(
     starts = np.asarray(store.segments)[:, 0]
     boundaries = starts[(starts > first) & (starts < stop)]
     before = int(store.time[first - 1]) if first else int(time[0]) - 1
-    rank, text = _label_times(time, before)
+    rank, text = label_times(time, before)
     return Scene(
         name=Path(store.path).resolve().name,
         summary=_summarize(store),
@@ -152,7 +152,7 @@ def make_scene(
         focus=focus,
         tick_rank=rank,
         tick_text=text,
-        decimals=_count_decimals(ohlc),
+        decimals=count_decimals(ohlc),
     )
 
 
@@ -258,7 +258,7 @@ def _segment_swings(store: Store, segment: int, start: int, stop: int, first: in
     return rows[max(0, num_before - 1) :]
 
 
-def _label_times(time: NDArray[np.int64], before: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def label_times(time: NDArray[np.int64], before: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """For every bar the coarsest step of time that it opens, and its label; 0 opens none."""
     rank = np.zeros(len(time), dtype=np.int64)
     with_previous = np.concatenate(([before], time))
@@ -307,7 +307,7 @@ def _duration(nanoseconds: int) -> str:
     return " ".join(parts[:2]) or f"{nanoseconds / 1e9:g} s"
 
 
-def _count_decimals(ohlc: NDArray[np.float64]) -> int:
+def count_decimals(ohlc: NDArray[np.float64]) -> int:
     """Digits after the point of the tick grid; where there is none, enough to tell bars apart."""
     height = float(ohlc.max() - ohlc.min()) or abs(float(ohlc.max())) or 1.0
     most = max(0, math.ceil(-math.log10(height)) + PRICE_DIGITS)

@@ -66,11 +66,14 @@ class HeadInput:
         float [B, P]; [B, 0] where no head of the model reads it.
     outputs
         The outputs of the heads that came before.
+    features
+        float [T, B, F], what the encoder read.
     """
 
     encoded: Encoded
     summary: Tensor
     outputs: Mapping[str, Tensor]
+    features: Tensor
 
 
 class Head(nn.Module):

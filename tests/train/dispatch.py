@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
 
 
 class NoHostSync(TorchDispatchMode):
@@ -21,6 +21,6 @@ class NoHostSync(TorchDispatchMode):
             isinstance(index, torch.Tensor) and index.dtype == torch.bool
             for index in (args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ())
         )
-        assert name not in _WAITING, f"{name} waits for the device"
+        assert name not in WAITING, f"{name} waits for the device"
         assert not by_mask, f"{name} by a mask waits for the device"
         return func(*args, **(kwargs or {}))

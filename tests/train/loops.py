@@ -77,11 +77,13 @@ def priors_of() -> TargetPriors:
     return TargetPriors.of(windows(NUM_TRAIN, seed=1)[1], CLASSES)
 
 
-def loader_of(part: str, config: RunConfig) -> WindowLoader:
+def loader_of(
+    part: str, config: RunConfig, *, device: str = "cpu", placement: str = "auto"
+) -> WindowLoader:
     train = part == "train"
     features, targets = windows(NUM_TRAIN if train else NUM_VALIDATION, seed=1 if train else 2)
     order = BatchOrder(len(features), BATCH, seed=config.loop.seed, shuffle=train, drop_last=train)
-    return WindowLoader(features, order, device="cpu", targets=targets)
+    return WindowLoader(features, order, device=device, placement=placement, targets=targets)
 
 
 def loop_of(
@@ -91,16 +93,20 @@ def loop_of(
     objective: Any = None,
     report: Report | None = None,
     model: Model | None = None,
+    device: str = "cpu",
+    placement: str = "auto",
 ) -> Loop:
-    model = model or model_of(config)
+    model = (model or model_of(config)).to(device)
+    balance = make_balance(config.loss.balance, model.heads, log_sigmas=model.log_sigmas)
     run = RunFolder(path)
     run.begin(config, {"windows": "made up"}, resume=True)
     return Loop(
         model=model,
         objective=objective or Supervised(priors_of()),
-        balance=make_balance(config.loss.balance, model.heads, log_sigmas=model.log_sigmas),
-        train=loader_of("train", config), validation=loader_of("val", config),
-        config=config, run=run, device=torch.device("cpu"), report=report,
+        balance=balance.to(device),
+        train=loader_of("train", config, device=device, placement=placement),
+        validation=loader_of("val", config, device=device),
+        config=config, run=run, device=torch.device(device), report=report,
     )  # fmt: skip
 
 

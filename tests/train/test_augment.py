@@ -174,7 +174,7 @@ def test_unknown_bars_stay_unknown_where_nothing_moves() -> None:
 def test_targets_that_cannot_move_are_refused() -> None:
     batch = batch_of() | {"swing": torch.zeros(COUNT, LENGTH, dtype=torch.int64)}
     Augment(AugmentConfig(jitter=1.0, mixup=1.0))(batch)
-    with pytest.raises(ConfigError, match=r"augment\.time_warp moves bars, and 'swing'"):
+    with pytest.raises(ConfigError, match=r"augment\.time_warp moves or turns bars, and 'swing'"):
         Augment(AugmentConfig(time_warp=0.1))(batch)
 
 

@@ -98,10 +98,20 @@ def test_every_number_has_bounds(path: str) -> None:
         ({"loss": {"balance": "kendall", "pcgrad": True}}, "choose running-mean"),
         ({"data": {"batch_size": 0}}, "data.batch_size is 0"),
         ({"loop": {"epochs": 2.5}}, "loop.epochs is 2.5; it must be a whole number"),
+        ({"data": {"classes": "none"}}, "data.classes is 'none'; name two classes or more"),
+        ({"data": {"classes": "a,,b"}}, "data.classes is 'a,,b'; give names that differ"),
+        ({"data": {"classes": "a, b, a"}}, "data.classes is 'a, b, a'; give names that differ"),
+        ({"data": {"classes": ["a", "b"]}}, "data.classes is ['a', 'b']; it must be text"),
     ],
 )
 def test_what_is_wrong_is_named(values: dict[str, Any], part: str) -> None:
     assert part in refused(lambda: RunConfig.from_dict(values))
+
+
+def test_classes_are_names_with_commas_between() -> None:
+    assert RunConfig().data.class_names == ("consolidation", "retracement")
+    config = RunConfig().override({"data.classes": "a, none,b"})
+    assert config.data.class_names == ("a", "none", "b")
 
 
 @pytest.mark.parametrize("path", ["loop", "loop.", "nothing.x", "loop.epoch", ""])

@@ -240,7 +240,7 @@ class TestRuns:
     def test_a_preset_without_sigmas_asks_for_another_balance(
         self, task: Task, tmp_path: Path
     ) -> None:
-        with pytest.raises(ConfigError, match="no log sigmas; choose 'fixed' or 'running-mean'"):
+        with pytest.raises(ConfigError, match=r"'simple-lstm' has no log sigmas to learn"):
             run(task, tmp_path / "run", SMALL.override({"model.preset": "simple-lstm"}))
 
     def test_settings_reach_the_model(self, task: Task, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.train_steps import (
+    GRAPH,
     LENGTH,
     NUM_FEATURES,
     Case,
@@ -74,4 +75,6 @@ def test_a_case_is_measured(device: torch.device, precision: str) -> None:
     case = Case(hidden=96, layers=1, batch=64, precision=precision)
     measured = measure(case, device, Effort(turn_seconds=0.05, rounds=1, num_bars=10_000))
     assert min(measured.rates.values()) > 0
+    assert GRAPH in measured.rates
+    assert measured.over_eager is not None
     assert measured.kernels

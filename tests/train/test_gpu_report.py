@@ -19,6 +19,7 @@ from benchmarks.train_steps import (
     BARE,
     DATA_LOADER,
     FIXED,
+    GRAPH,
     Case,
     Effort,
     Measured,
@@ -176,6 +177,19 @@ def test_report_of_a_gpu_judges_the_goals_and_names_the_kernels() -> None:
         "- fp32 ran `RNN_blockPersist_bp_LSTM`, `RNN_blockPersist_fp_LSTM` in 1 of 2 rows." in text
     )
     assert "CPU" not in text
+
+
+def test_graphs_have_columns_where_there_are_graphs() -> None:
+    rates = {**row().rates, GRAPH: 127_400.0}
+    told = gpu_report.full_report(results_of(row(rates=rates, over_eager=1.3)))
+    table = [line for line in told.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (table[0], table[2])]
+    assert dict(zip(*cells, strict=True))["graph"] == "127,400"
+    assert dict(zip(*cells, strict=True))["graph / device"] == "1.30"
+    assert "The six columns behind the precision are windows/s" in told
+    without = gpu_report.full_report(results_of(row()))
+    assert "graph" not in without
+    assert "The five columns behind" in without
 
 
 def test_report_of_a_cpu_says_so_and_judges_nothing() -> None:

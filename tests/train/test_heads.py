@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ SHAPES = {
     "countdown": (LENGTH,),
     "edges": (LENGTH, 2),
     "type_at_span": (3,),
+    "span_scores": (LENGTH, 19),
+    "type_before_span": (3,),
     "reconstruction": (LENGTH, 11),
     "expansion": (LENGTH, 2),
     "swing": (LENGTH, 3),
@@ -65,8 +68,12 @@ def make(name: str, **changes: Any) -> Head:
 @pytest.fixture
 def inputs() -> HeadInput:
     encoded = Encoded(torch.randn(LENGTH, NUM_WINDOWS, STEP_SIZE))
-    edges = torch.randn(NUM_WINDOWS, LENGTH, 2)
-    return HeadInput(encoded, torch.randn(NUM_WINDOWS, 5), {"edges": edges})
+    outputs = {
+        "edges": torch.randn(NUM_WINDOWS, LENGTH, 2),
+        "span_scores": torch.randn(NUM_WINDOWS, LENGTH, 19),
+    }
+    features = torch.randn(LENGTH, NUM_WINDOWS, 11)
+    return HeadInput(encoded, torch.randn(NUM_WINDOWS, 5), outputs, features)
 
 
 @pytest.fixture
@@ -212,7 +219,7 @@ def test_edges_never_lie_on_bars_that_are_not_valid(inputs: HeadInput) -> None:
     valid = torch.zeros(LENGTH, NUM_WINDOWS, dtype=torch.bool)
     valid[30:60] = True
     head = make("edges")
-    output = head(HeadInput(Encoded(inputs.encoded.steps, valid), inputs.summary, {}))
+    output = head(dataclasses.replace(inputs, encoded=Encoded(inputs.encoded.steps, valid)))
     inside = output.softmax(1)[:, 30:60].sum(1)
     assert torch.allclose(inside, torch.ones(NUM_WINDOWS, 2))
     decoded = head.decode(output)
@@ -265,7 +272,7 @@ def test_type_at_span_reads_where_the_edges_are(inputs: HeadInput) -> None:
     edges[:, 33] = 50.0
     edges.requires_grad_()
     steps = inputs.encoded.steps
-    output = head(HeadInput(inputs.encoded, inputs.summary, {"edges": edges}))
+    output = head(dataclasses.replace(inputs, outputs={"edges": edges}))
     pools = torch.cat([steps.mean(0), steps.amax(0), steps[33]], dim=1)
     assert torch.allclose(output, head.output(head.projection(pools).relu()), atol=1e-5)
     output.sum().backward()

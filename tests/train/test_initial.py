@@ -87,6 +87,7 @@ def floors(batch: dict[str, Tensor], priors: TargetPriors) -> dict[str, float]:
     """The loss of what is best said of every window alike, from the formulas, in numpy."""
     kind, start, end, span = (batch[name].numpy() for name in ("type", "start", "end", "span"))
     known, expands = kind >= 0, start >= 0
+    span = span[np.isfinite(span)]  # of windows that nobody labelled no bar is known
     p = priors.span_share
     type_floor = -np.log(priors.class_shares[kind[known]]).mean()
     off = np.abs(batch["pointers"].numpy()[expands] - priors.mean_pointers)

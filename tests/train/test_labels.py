@@ -113,10 +113,35 @@ def test_windows_may_hold_their_own_prices(form: str, tmp_path: Path) -> None:
 
 
 def test_classes_are_a_setting() -> None:
-    labels = read_labels(
-        anchored(TIMES, label=["none", "consolidation", "none"]), classes=("none", "consolidation")
-    )
+    frame = anchored(TIMES, label=["rally", "consolidation", "rally"])
+    labels = read_labels(frame, classes=("rally", "consolidation"))
     assert labels.type.tolist() == [0, 1, 0]
+
+
+def test_none_is_a_label_and_null_is_not() -> None:
+    """Windows in which nothing expands, one that nobody labelled, and one that has a span only."""
+    frame = anchored(
+        [*TIMES, "2020-01-09"],
+        label=["none", None, "none", None],
+        expansion_start=[None, None, None, 40], expansion_end=[None, None, None, 47],
+    )  # fmt: skip
+    labels = read_labels(frame, classes=("consolidation", "retracement", "none"))
+    assert labels.type.tolist() == [2, -1, 2, -1]
+    assert labels.start.tolist() == [-1, -1, -1, 40]
+    assert labels.end.tolist() == [-1, -1, -1, 47]
+    found = summarise(labels)
+    assert (found.class_counts["none"], found.num_unlabelled, found.num_expansions) == (2, 2, 1)
+    assert "row 0: label is 'none'; the classes are consolidation, retracement;" in refusal(frame)
+
+
+def test_none_has_no_span() -> None:
+    frame = anchored(TIMES, label=["none", "consolidation", "none"])
+    spans = {"expansion_start": [None, 40, 41], "expansion_end": [None, 47, 48]}
+    frame = frame.with_columns(**{name: pl.Series(values) for name, values in spans.items()})
+    message = refusal(frame, classes=("consolidation", "none"))
+    assert "row 2: expansion_start is 41; but label is 'none'; leave the span empty" in message
+    repaired = frame.with_columns(label=pl.Series(["none", "consolidation", "consolidation"]))
+    assert read_labels(repaired, classes=("consolidation", "none")).type.tolist() == [1, 0, 0]
 
 
 def test_rows_can_be_taken() -> None:
@@ -151,6 +176,7 @@ def test_the_digest_knows_every_column(change: dict[str, Any]) -> None:
         ({"window_id": ["a", "b", "a"]}, "row 2: window_id is 'a'"),
         ({"window_id": ["a", None, "c"]}, "row 1: window_id is None"),
         ({"window_id": ["a", "", ""]}, "row 1: window_id is ''"),
+        ({"window_id": ["a", "b", " "]}, "row 2: window_id is ' '; give every window a name"),
         ({"window_id": [1.5, 2.5, 3.5]}, "row 0: window_id is 1.5"),
         ({"label": ["retracement", "rally", None]}, "row 1: label is 'rally'; the classes are "),
         ({"label": ["x", "rally", "y"]}, "row 0: label is 'x'"),

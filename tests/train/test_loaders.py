@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import threading
 import time
 from pathlib import Path
@@ -354,14 +353,10 @@ def test_auto_uses_the_device_if_the_table_fits_there() -> None:
     assert choose_placement("device", gpu, 1_001, 1_000)[0] == "device"
 
 
-def test_the_placement_is_logged_with_its_reason(
-    across: Windows, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, logger="moola_train"):
-        loader = loader_of(across, "auto")
+def test_auto_says_why(across: Windows) -> None:
+    loader = loader_of(across, "auto")
     assert loader.placement == "host"
     assert loader.reason == "the device is the CPU, which reads the table where it is"
-    assert caplog.messages == [f"windows are gathered on the host: {loader.reason}"]
 
 
 def test_a_pause_can_be_taken(across: Windows) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import moola_train.loop as loop_module
+import moola_train.step as step_module
 from moola_features import transform_windows
 from moola_features.config import FeatureConfig
 from moola_train.checkpoint import load_checkpoint
@@ -106,7 +106,7 @@ class TestNotFinite:
     ) -> None:
         objective = Watched(3, change)
         loop = loop_of(tmp_path / "run", config_of(loop__log_steps=6), objective=objective)
-        loop._tally = Tally(asks_always=False)
+        loop._step.tally = Tally(asks_always=False)
         with pytest.raises(RunError, match="step 3: "):
             loop.run()
         assert len(objective.weights) == 6
@@ -117,7 +117,7 @@ class TestNotFinite:
     def test_no_checkpoint_is_younger_than_a_failure(self, tmp_path: Path) -> None:
         config = config_of(loop__log_steps=100, loop__checkpoint_steps=2)
         loop = loop_of(tmp_path / "run", config, objective=Watched(2, nan_span))
-        loop._tally = Tally(asks_always=False)
+        loop._step.tally = Tally(asks_always=False)
         with pytest.raises(RunError, match="step 2: "):
             loop.run()
         assert load_checkpoint(tmp_path / "run" / LATEST)["progress"]["step"] == 2
@@ -129,10 +129,10 @@ def test_only_a_line_of_the_log_asks_the_device(tmp_path: Path) -> None:
         **every, **{"augment.time_warp": 0.5, "augment.mixup": 0.5, "optimiser.ema_decay": 0.9}
     )
     loop = loop_of(tmp_path / "run", config)
-    loop._tally = Tally(asks_always=False)
+    loop._step.tally = Tally(asks_always=False)
     for batch in loader_of("train", config):
         with NoHostSync():
-            loop._step(batch)
+            loop._make_step(batch)
     with pytest.raises(AssertionError, match="waits for the device"), NoHostSync():
         loop._log_training()
 
@@ -181,11 +181,11 @@ class TestFreezing:
             still = equal(weights[step], weights[step + 1], "encoder.")
             assert all(still) if step < STEPS_PER_EPOCH else not any(still)
             assert not all(equal(weights[step], weights[step + 1], "heads."))
-        rates = {group["part"]: group["lr"] for group in loop._optimiser.param_groups}
+        rates = {group["part"]: group["lr"] for group in loop._step.optimiser.param_groups}
         assert rates[ENCODER] == pytest.approx(0.3 * rates[HEADS])
         for parameter in loop.model.encoder.parameters():
             # Moments that began with the thaw, not with zeros of before.
-            assert loop._optimiser.state[parameter]["step"] == STEPS_PER_EPOCH
+            assert loop._step.optimiser.state[parameter]["step"] == STEPS_PER_EPOCH
 
     def test_a_run_that_ends_frozen_leaves_a_model_that_is_not(self, tmp_path: Path) -> None:
         loop = loop_of(tmp_path / "run", config_of(optimiser__freeze_epochs=9))
@@ -196,14 +196,14 @@ class TestFreezing:
 def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
     loop = loop_of(tmp_path / "run", config_of(optimiser__clip_norm=1e-3, loop__epochs=1))
-    step = loop._optimiser.step
+    step = loop._step.optimiser.step
 
     def watched() -> None:
         gradients = [p.grad.flatten() for p in loop.model.parameters() if p.grad is not None]
         norms.append(torch.cat(gradients).norm().item())
         step()
 
-    monkeypatch.setattr(loop._optimiser, "step", watched)
+    monkeypatch.setattr(loop._step.optimiser, "step", watched)
     loop.run()
     assert norms == pytest.approx([1e-3] * STEPS_PER_EPOCH, rel=1e-3)
 
@@ -235,6 +235,15 @@ class TestStopping:
             if '"val"' in line
         ]
         assert improved == [True, True, False, False]
+
+    def test_only_every_third_epoch_and_after_the_last_is_validated(self, tmp_path: Path) -> None:
+        every = {"loop.validate_epochs": 3, "loop.epochs": 8}
+        found = self.outcome(tmp_path, [3.0, 2.0, 1.0], **every)
+        lines = (tmp_path / "run" / METRICS).read_text().splitlines()
+        epochs = [json.loads(line)["epoch"] for line in lines if '"val"' in line]
+        assert epochs == [3, 6, 8]
+        assert (found.status, found.epoch) == ("finished", 8)
+        assert (found.best["value"], found.best["epoch"]) == (1.0, 8)
 
     def test_early_on_a_named_metric_that_is_better_higher(self, tmp_path: Path) -> None:
         found = self.outcome(tmp_path, [3.0, 2.0, 4.0, 5.0], **{"loop.watch": "accuracy"})
@@ -280,14 +289,14 @@ class TestCollapse:
 
 def test_pcgrad_draws_by_seed_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
-    real = loop_module.pcgrad
+    real = step_module.pcgrad
 
     def watched(losses: Any, parameters: Any, *, seed: int) -> None:
         assert len(losses) == 4
         seeds.append(seed)
         real(losses, parameters, seed=seed)
 
-    monkeypatch.setattr(loop_module, "pcgrad", watched)
+    monkeypatch.setattr(step_module, "pcgrad", watched)
     for seed in (17, 13):
         given = {"loss.pcgrad": True, "loss.balance": "running-mean", "loop.max_steps": 3}
         loop_of(tmp_path / str(seed), config_of(**given, **{"loop.seed": seed})).run()

@@ -42,6 +42,7 @@ def drawn(count: int, *, seed: int = 0, none_share: float = 0.2) -> tuple[Arrays
     type = rng.integers(-1, 2, count)
     none = rng.random(count) < none_share
     truth = truth_of(np.where(none, -1, start), np.where(none, -1, end), type)
+    truth["span"][none & (rng.random(count) < 0.5)] = np.nan
     guess = start + rng.integers(-5, 6, count)
     abstains = rng.random(count) < 0.1
     shares = rng.dirichlet([1.0, 1.0], count)
@@ -98,6 +99,16 @@ def test_spans_by_hand() -> None:
             "lead_lag_q3": 3.5,
         }
     )
+
+
+def test_windows_that_nobody_looked_at_count_nowhere() -> None:
+    priors = priors_of(TRUE)
+    expected = evaluate({name: values[:4] for name, values in FOUND.items()},
+                        {name: values[:4] for name, values in TRUE.items()}, priors)  # fmt: skip
+    unknown = TRUE["span"].copy()
+    unknown[4] = np.nan  # the one with the invented span
+    assert evaluate(FOUND, {**TRUE, "span": unknown}, priors) == expected
+    assert evaluate(FOUND, TRUE, priors)["pointer_f1"] != expected["pointer_f1"]
 
 
 def test_floors_of_spans_by_hand() -> None:
@@ -197,6 +208,8 @@ def test_spans_are_scored_as_scikit_learn_scores_masks() -> None:
     true = Spans(truth["start"], truth["end"])
     predicted = Spans(predictions["start"], np.minimum(predictions["end"], LENGTH - 1))
     found = evaluate({"start": predicted.start, "end": predicted.end}, truth, priors_of(truth))
+    known = np.isfinite(truth["span"]).all(axis=1)
+    assert 0 < (~known).sum() < (~true.present).sum()
     one, other = masks(true), masks(predicted)
     rows = np.flatnonzero(true.present)
     options: dict[str, Any] = {"zero_division": 0.0}
@@ -204,9 +217,11 @@ def test_spans_are_scored_as_scikit_learn_scores_masks() -> None:
     assert found["span_f1"].value == pytest.approx(np.mean(by_window))
     by_window = [jaccard_score(one[row], other[row], **options) for row in rows]
     assert found["span_iou"].value == pytest.approx(np.mean(by_window))
-    assert found["span_f1_micro"].value == pytest.approx(f1_score(one.ravel(), other.ravel()))
-    everywhere = np.ones(one.size, bool)
-    assert found["span_f1_micro"].floor == pytest.approx(f1_score(one.ravel(), everywhere))
+    assert found["span_f1_micro"].value == pytest.approx(
+        f1_score(one[known].ravel(), other[known].ravel())
+    )
+    everywhere = np.ones(one[known].size, bool)
+    assert found["span_f1_micro"].floor == pytest.approx(f1_score(one[known].ravel(), everywhere))
 
 
 def test_brier_is_scikit_learns_over_the_classes() -> None:

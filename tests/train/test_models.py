@@ -26,7 +26,7 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("jade-mae", {"mask_vector": False}, 542_476),
     ("jade-mae", {}, 542_476 + 11),
     ("multitask", {}, 591_113),
-    ("jade-span", {}, 121_417),
+    ("jade-span", {}, 116_775),
     ("simple-lstm", {}, 409_186),
     ("simple-lstm", {"num_features": 11}, 416_354),
 ]
@@ -36,7 +36,7 @@ OUTPUTS: dict[str, dict[str, tuple[int, ...]]] = {
     "jade": {"type": (3,), "pointers": (2,)},
     "jade-mae": {"reconstruction": (105, 11)},
     "multitask": {"expansion": (105, 2), "swing": (105, 3), "candle": (105, 4)},
-    "jade-span": {"span": (105,), "edges": (105, 2), "type_at_span": (3,)},
+    "jade-span": {"span_scores": (105, 19), "type_before_span": (3,)},
     "simple-lstm": {"type": (2,)},
 }
 
@@ -45,7 +45,7 @@ LOG_SIGMAS: dict[str, dict[str, float]] = {
     "jade": {"type": 0.0, "pointers": -0.30},
     "jade-mae": {"reconstruction": 0.0},
     "multitask": {},
-    "jade-span": {"span": 0.0, "edges": 0.0, "type_at_span": 0.0},
+    "jade-span": {"span_scores": 0.0, "type_before_span": 0.0},
     "simple-lstm": {},
 }
 

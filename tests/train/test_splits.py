@@ -209,10 +209,61 @@ def test_the_same_prices_on_two_sides_are_refused() -> None:
         ({"purge_bars": 104.0}, "purge_bars is 104.0"), ({"embargo_bars": -1}, "embargo_bars is -"),
         ({"embargo_bars": 10**6}, "fold 0 has no window left in train, of 40"),
         ({"val_share": 0.001}, "fold 0 has no window left in val"),
+        ({"test_share": 0.001}, "fold 0 has no window left in test"),
     ],
 )  # fmt: skip
 def test_settings_are_checked(settings: dict[str, Any], words: str) -> None:
     assert words in refusal(lambda: chain(**settings))
+
+
+def test_periods_may_begin_at_dates() -> None:
+    """Windows stand 400 minutes apart from bar 1,000 on; a time is that of the first bar."""
+    border = "1970-01-08 00:00"  # minute 10,080, between windows 22 (9,800) and 23 (10,200)
+    split = chain(40, val_from=border, test_from=parse_time_ns("at", "1970-01-10 14:00"))
+    assert split.part("train").tolist() == list(range(23))
+    assert split.part("val").tolist() == list(range(23, 32))
+    assert split.part("test").tolist() == list(range(32, 40))  # window 32 begins at that minute
+    assert chain(40, val_from=border).counts() == [
+        {"train": 23, "val": 17, "test": 0, "left_out": 0}
+    ]
+    close = chain(300, apart=52, val_from="1970-01-05 00:00", test_from="1970-01-08 00:00")
+    assert close.labels.start_time is not None
+    minutes = close.labels.start_time // 60_000_000_000
+    assert minutes[close.part("val")].min() >= 5_760 > minutes[close.part("train")].max() + 124
+    assert minutes[close.part("test")].min() >= 10_080 > minutes[close.part("val")].max() + 124
+    assert close.counts()[0]["left_out"] == 4
+    assert_nothing_leaks(close)
+
+
+def test_a_base_that_straddles_a_date_is_left_out() -> None:
+    bases = [f"b{row}" for row in range(20)]
+    bases[9] = bases[15] = "straddler"
+    labels = windows_at(range(1_000, 1_000 + 20 * APART, APART), base_id=bases)
+    split = forward_chain(labels, val_from=(1_000 + 12 * APART) * 60_000_000_000)
+    assert split.part("train").tolist() == [*range(9), 10, 11]
+    assert split.part("val").tolist() == [12, 13, 14, *range(16, 20)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"test_from": "1970-01-02"}, "test_from is given without val_from"),
+        ({"val_from": "1970-01-05", "test_from": "1970-01-05"}, "00:00:00Z, not after val_from"),
+        ({"val_from": "1971-01-01"}, "the last window begins at 1970-01-12T"),
+        ({"val_from": "1970-01-01"}, "fold 0 has no window left in train"),
+        ({"val_from": "1970-01-05", "folds": 2}, "divide one fold by time"),
+        ({"val_from": "1970-01-05", "val_share": 0.1}, "leave out folds and shares"),
+        ({"val_from": "1970-01-05", "test_share": 0.0}, "leave out folds and shares"),
+    ],
+)  # fmt: skip
+def test_dates_are_checked(settings: dict[str, Any], words: str) -> None:
+    assert words in refusal(lambda: chain(40, **settings))
+
+
+def test_windows_without_times_have_no_dates() -> None:
+    labels = read_labels(contained(20))
+    message = refusal(lambda: forward_chain(labels, val_from="1970-01-02"))
+    assert "these windows have none; give shares instead" in message
 
 
 def test_there_may_be_no_test_part() -> None:
@@ -446,5 +497,10 @@ def test_digest_is_of_what_the_split_says() -> None:
     split = chain()
     renamed = dataclasses.replace(split, name="another", created="2000-01-01T00:00:00Z")
     assert renamed.sha256() == split.sha256()
+    store = {"name": "elsewhere.zarr", "sha256": "5" * 64}
+    moved_store = dataclasses.replace(split.labels, store=store)
+    assert dataclasses.replace(split, labels=moved_store).sha256() == split.sha256()
+    other = dataclasses.replace(split.labels, store={**store, "sha256": "6" * 64})
+    assert dataclasses.replace(split, labels=other).sha256() != split.sha256()
     moved = dataclasses.replace(split, embargo_bars=split.embargo_bars + 1)
     assert moved.sha256() != split.sha256()

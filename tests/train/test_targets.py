@@ -38,7 +38,7 @@ def labelled(
         type=np.array(type or [0] * len(start)),
         start=np.array(start),
         end=np.array(end),
-        classes=CLASSES,
+        classes=(*CLASSES, "none"),
         length=length,
         start_time=np.arange(len(start)),
     )
@@ -83,12 +83,12 @@ def test_predicted_pointers_stay_in_the_window() -> None:
 
 
 def test_targets_by_hand() -> None:
-    targets = make_targets(labelled([1, -1, 2], [2, -1, 2], type=[1, -1, 0], length=4))
+    targets = make_targets(labelled([1, -1, 2], [2, -1, 2], type=[1, 2, 0], length=4))
     assert {name: values.dtype.name for name, values in targets.items()} == {
         "type": "int64", "start": "int64", "end": "int64",
         "pointers": "float32", "span": "float32", "countdown": "float32",
     }  # fmt: skip
-    assert targets["type"].tolist() == [1, -1, 0]
+    assert targets["type"].tolist() == [1, 2, 0]
     assert targets["span"].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
     np.testing.assert_allclose(
         targets["pointers"], [[1.5 / 3, 1 / 3], [math.nan] * 2, [2 / 3, 0]], rtol=1e-6
@@ -98,6 +98,14 @@ def test_targets_by_hand() -> None:
         [[21 / 40, 20 / 40, 19 / 40, 18 / 40], [math.nan] * 4, [22 / 40, 21 / 40, 0.5, 19 / 40]],
         rtol=1e-6,
     )
+
+
+def test_nothing_is_known_of_the_bars_of_a_window_that_nobody_looked_at() -> None:
+    """Without a span, "none" says that no bar expands; another type or no label says nothing."""
+    span = make_targets(labelled([1, -1, -1, -1], [1, -1, -1, -1], type=[-1, 2, 0, -1]))["span"]
+    assert span[0].sum() == 1
+    assert not span[1].any()
+    assert np.isnan(span[2:]).all()
 
 
 @given(start=st.integers(0, LENGTH - 1))
@@ -123,7 +131,7 @@ def test_priors_by_hand() -> None:
     priors = TargetPriors.of(make_targets(labels), CLASSES)
     assert priors.class_counts.tolist() == [1, 2]
     np.testing.assert_allclose(priors.class_shares, [1 / 3, 2 / 3])
-    assert priors.span_share == 8 / 16
+    assert priors.span_share == 8 / 12
     np.testing.assert_allclose(priors.mean_pointers, [1.5 / 3 * 2 / 3 + 2.5 / 9, 5 / 9], rtol=1e-6)
     starts = [1, 2, 0]
     mean = np.mean([start - position for start in starts for position in range(4)])

@@ -8,52 +8,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from moola_train import cli, progress
+from moola_train import progress
 from moola_train.config import RunConfig
+from moola_train.objectives import Supervised
 from moola_train.pretrain_config import PretrainConfig
+from tests.train.command_line import Moola, Outcome
 from tests.train.labelled import anchored, contained
 from tests.train.small import FLAGS, Task, make_contained_task, make_task
 
 PRETRAIN = (*FLAGS, "--preset", "jade-compact", "--stride", 13)
-
-
-@dataclass
-class Outcome:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Moola = Callable[..., Outcome]
-
-
-@pytest.fixture
-def moola(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Moola]:
-    """Run the command line inside this process."""
-    before, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["moola-train", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Outcome(int(caught.value.code or 0), out, err)
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +189,31 @@ class TestFit:
         flags: tuple[Any, ...], code: int, parts: tuple[str, ...],
     ) -> None:  # fmt: skip
         one_line(moola(*fit_of(task, "--run-folder", tmp_path / "run", *flags)), code, *parts)
+
+    def test_a_run_that_is_refused_shows_no_progress(
+        self, moola: Moola, task: Task, tmp_path: Path
+    ) -> None:
+        given = ("--run-folder", tmp_path / "run", "--set", "loop.cuda_graph=true")
+        done = moola(*fit_of(task, *given, "--device", "cpu"))
+        one_line(done, 2, "loop.cuda_graph is true", "set it to false")
+        assert len(done.err.strip().splitlines()) == 1
+
+    def test_what_does_not_fit_says_what_would(
+        self, moola: Moola, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = Supervised.losses
+
+        def losses(self: Supervised, model: Any, batch: Any) -> Any:
+            if batch["features"].shape[1] > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.")
+            return real(self, model, batch)
+
+        monkeypatch.setattr(Supervised, "losses", losses)
+        done = moola(*fit_of(task, "--run-folder", tmp_path / "run"))
+        one_line(done, 1, "ran out of memory on cpu with 8 windows", "give --batch-size 2 and")
+        small = ("--run-folder", tmp_path / "small", "--batch-size", 2)
+        again = moola(*fit_of(task, *small, "--epochs", 1))
+        assert again.code == 0, again.err
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be had")
     def test_no_gpu_is_said(self, moola: Moola, task: Task, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The commands of moola-train, a module each: parse, call one function, print."""

@@ -1,0 +1,85 @@
+"""Label the windows of a store in hindsight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moola_features.command import command, json_option
+from moola_features.terminal import count, print_json, print_table, progress_bar, share
+from moola_train.commands.options import PATH, open_one
+
+if TYPE_CHECKING:
+    from moola_train.labelling import LabellingReport
+
+_CAUSES = {
+    "gap": "a gap over {max_gap_minutes:g} minutes inside",
+    "span": "spanning over {max_span_minutes:g} minutes",
+    "edge": "fewer than 10 bars behind, or none before",
+}
+
+
+@command
+@click.argument("store", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Where to write them (.parquet).")
+@click.option("--stride", type=int, default=52, show_default=True, help="Bars between windows.")
+@click.option("--from", "start", help="Only windows from this time on (UTC).")
+@click.option("--to", "stop", help="Only windows that end before this time (UTC).")
+@click.option(
+    "--keep", default="consolidation,retracement", show_default=True,
+    help="Labels to write, of consolidation, retracement, other, none, ambiguous.",
+)  # fmt: skip
+@click.option(
+    "--max-gap-minutes", type=float, default=10.0, show_default=True,
+    help="Longest time from one bar of a window to the next.",
+)  # fmt: skip
+@click.option(
+    "--max-span-minutes", type=float, default=180.0, show_default=True,
+    help="Longest time from a window's first bar to its last.",
+)  # fmt: skip
+@json_option
+def label(
+    store: Path,
+    output: Path,
+    stride: int,
+    start: str | None,
+    stop: str | None,
+    keep: str,
+    as_json: bool,
+    **limits: float,
+) -> None:
+    """Label windows of STORE by what happens in them and just behind them.
+
+    The rule looks ahead: what it writes is a target to learn, never a feature to learn from.
+    """
+    from moola_train.config import class_names
+    from moola_train.hindsight import HindsightSettings
+    from moola_train.labelling import label_store
+
+    settings = HindsightSettings(**limits)
+    opened = open_one(store)
+    assert opened is not None
+    with progress_bar("labelling", show=not as_json) as progress:
+        found = label_store(
+            opened, output, stride=stride, start=start, stop=stop,
+            keep=class_names("--keep", keep), settings=settings, progress=progress,
+        )  # fmt: skip
+    rate = found.num_windows / found.seconds
+    click.echo(f"{count(round(rate))} windows/s, {found.seconds:.2f} s", err=True)
+    print_json(found.to_dict()) if as_json else _print(found, limits)
+
+
+def _print(found: LabellingReport, limits: dict[str, Any]) -> None:
+    rows = [
+        (name, count(number), share(number, found.num_windows), count(found.kept.get(name, 0)))
+        for name, number in found.labels.items()
+    ]
+    for name, number in found.skipped.items():
+        cause = f"skipped: {_CAUSES[name].format(**limits)}"
+        rows.append((cause, count(number), share(number, found.num_windows), "0"))
+    kept = sum(found.kept.values())
+    rows.append(("all", count(found.num_windows), "100.0 %", count(kept)))
+    print_table(("label", "windows", "share", "written"), rows, numbers=(1, 2, 3))
+    click.echo(f"{found.path}: {count(kept)} windows")

@@ -1,0 +1,1 @@
+"""What a run is worth on windows that it never saw: metrics, floors, intervals, controls."""

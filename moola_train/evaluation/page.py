@@ -1,0 +1,111 @@
+"""An evaluation as a page that needs nothing else: no script, no network."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+from moola_features import __version__
+from moola_features.files import replaced_file
+from moola_train.errors import ConfigError
+from moola_train.evaluation import sections
+from moola_train.evaluation.evaluate import Evaluation
+
+_SECTIONS: tuple[Callable[[Evaluation], str], ...] = (
+    sections.overview,
+    sections.errors,
+    sections.comparison,
+    sections.slices,
+    sections.control,
+    sections.calibration,
+    sections.abstaining,
+    sections.threshold,
+    sections.table,
+)
+
+
+def require_page_path(path: str | Path) -> None:
+    """Refuse a name that is no page's, before anything is computed for it.
+
+    Raises
+    ------
+    ConfigError
+        Another suffix than ``.html``.
+    """
+    if Path(path).suffix.lower() != ".html":
+        raise ConfigError(f"output is {str(path)!r}; give a name that ends in .html")
+
+
+def write_page(found: Evaluation, path: str | Path) -> None:
+    """Write an evaluation as a page, whole or not at all.
+
+    Raises
+    ------
+    ConfigError
+        Another suffix than ``.html``.
+    OutputError
+        A file that cannot be written.
+    """
+    require_page_path(path)
+    with replaced_file(path) as beside:
+        beside.write_text(draw_page(found), encoding="utf-8")
+
+
+def draw_page(found: Evaluation) -> str:
+    """Return the HTML text of the page."""
+    parts = {
+        "title": html.escape(f"{Path(found.run).name}: {found.part} part"),
+        "style": _asset("page.css"),
+        "facts": _facts(found),
+        "meaning": html.escape(found.meaning),
+        "caution": _caution(found),
+        "sections": "\n".join(draw(found) for draw in _SECTIONS),
+        "footer": html.escape(
+            f"moola {__version__} · intervals are 95 %, by percentiles of {found.num_draws:,} "
+            f"draws of {found.num_blocks:,} days or bases; an interval of ECE lies high, since "
+            "resampling adds noise and noise adds to it"
+        ),
+    }
+    pieces = _asset("page.html").split("%%")
+    # Every second piece is the name of a part; replacing in turn would look into the parts.
+    pieces[1::2] = [parts[name] for name in pieces[1::2]]
+    return "".join(pieces)
+
+
+def _facts(found: Evaluation) -> str:
+    facts = {
+        "run": found.run,
+        "preset": found.preset,
+        "part": f"{found.part}, fold {found.fold}",
+        "windows": f"{found.num_windows:,} in {found.num_blocks:,} days or bases",
+        "classes": ", ".join(found.classes),
+    }
+    return "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>"
+        for name, text in facts.items()
+    )
+
+
+def _caution(found: Evaluation) -> str:
+    """Say what has been seen before: a test part that was opened, a part that things fit to."""
+    texts = []
+    if found.part == "val":
+        fitted = {"temperature": found.calibration, "threshold": found.threshold}
+        chosen = ["best epoch", *(name for name, choice in fitted.items() if choice is not None)]
+        texts.append(
+            f"These windows flatter: what is chosen on validation ({', '.join(chosen)}) was chosen "
+            "on them. The test part is what nothing has seen."
+        )
+    if found.looks:
+        times = "once" if len(found.looks) == 1 else f"{len(found.looks)} times"
+        texts.append(
+            f"The test part of this run has been looked at {times} ({', '.join(found.looks)}); "
+            "every look that leads to a choice makes it less of a test."
+        )
+    return "".join(f'<p class="caution">{html.escape(text)}</p>' for text in texts)
+
+
+def _asset(name: str) -> str:
+    return (files("moola_train.evaluation") / name).read_text(encoding="utf-8")

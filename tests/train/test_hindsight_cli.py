@@ -1,0 +1,188 @@
+"""Labelling and inspecting as a user meets them: results on stdout, the story on stderr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import moola_features as mf
+from tests.train.command_line import Moola, Outcome
+from tests.train.labelled import contained
+
+THREE = "consolidation,retracement,none"
+
+
+def refused(done: Outcome, code: int, *parts: str) -> None:
+    """Check that all it said is one line that names the thing and the remedy."""
+    assert (done.code, done.out) == (code, "")
+    (line,) = done.err.strip().splitlines()
+    for part in parts:
+        assert part in line, line
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, sample_bars: mf.Bars) -> Path:
+    return mf.build(sample_bars, tmp_path_factory.mktemp("cli") / "sample.zarr").path
+
+
+def cells(out: str, name: str) -> list[str]:
+    (line,) = (line for line in out.splitlines() if line.strip().startswith(name))
+    return line.strip().removeprefix(name).split()
+
+
+# --- label -----------------------------------------------------------------------------------
+
+
+def test_label_counts_everything(moola: Moola, store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.parquet"
+    done = moola("label", store, "-o", path)
+    assert done.code == 0
+    kept = pl.read_parquet(path)
+    sizes = dict(kept["label"].value_counts().iter_rows())
+    windows = 0
+    for name in ("consolidation", "retracement", "other", "none", "ambiguous"):
+        count, *_, written = cells(done.out, name)
+        assert int(written) == sizes.get(name, 0)
+        windows += int(count)
+    for cause in ("a gap over 10 minutes inside", "spanning over 180 minutes", "fewer than 10"):
+        (line,) = (line for line in done.out.splitlines() if f"skipped: {cause}" in line)
+        windows += int(line.split()[-4])
+    assert cells(done.out, "all") == [str(windows), "100.0", "%", str(len(kept))]
+    assert f"{path}: {len(kept)} windows" in done.out
+    assert "windows/s" in done.err
+    assert "windows/s" not in done.out
+
+
+def test_label_as_json(moola: Moola, store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.parquet"
+    done = moola(
+        "label", store, "-o", path, "--stride", 7, "--from", "2020-01-07", "--to", "2020-01-20",
+        "--keep", "none, other", "--max-gap-minutes", 100, "--max-span-minutes", 150, "--json",
+    )  # fmt: skip
+    found = json.loads(done.out)
+    table = pl.read_parquet(path)
+    assert found["path"] == str(path)
+    assert found["kept"] == {name: found["labels"][name] for name in ("other", "none")}
+    assert sum(found["kept"].values()) == len(table)
+    assert 0 < found["skipped"]["gap"] < found["skipped"]["span"]  # of weekends, of every day
+    assert found["num_windows"] == sum(found["labels"].values()) + sum(found["skipped"].values())
+    assert str(table["start_time"].min())[:10] == "2020-01-07"
+    assert len(done.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "parts"),
+    [
+        (("--keep", "rally"), 2, ("keep names 'rally'", "ambiguous")),
+        (("--keep", "none,none"), 2, ("--keep is 'none,none'", "give names that differ")),
+        (("--from", "noon"), 2, ("'noon'", "give a time such as")),
+        (("--from", "2031-01-01"), 1, ("no valid window of 105 bars there", "another period")),
+        (("--stride", 0), 1, ("stride is 0", "at least 1")),
+        (("--max-gap-minutes", 0), 2, ("max_gap_minutes is 0", "0.001")),
+        (("--max-span-minutes", 9), 1, ("is labelled consolidation or retracement", "keep more")),
+    ],
+)  # fmt: skip
+def test_label_refuses_in_one_line(
+    moola: Moola, store: Path, tmp_path: Path, options: tuple[object, ...], code: int,
+    parts: tuple[str, ...],
+) -> None:  # fmt: skip
+    done = moola("label", store, "-o", tmp_path / "labels.parquet", *options, "--json")
+    refused(done, code, "moola-train: ", *parts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_label_says_where_it_cannot_write(moola: Moola, store: Path, tmp_path: Path) -> None:
+    done = moola("label", store, "-o", tmp_path / "no" / "labels.parquet", "--json")
+    refused(done, 1, "there is no folder")
+
+
+# --- inspect ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from moola_train.labelling import label_store
+
+    path = tmp_path_factory.mktemp("three") / "labels.parquet"
+    label_store(mf.open_store(store), path, keep=tuple(THREE.split(",")))
+    return path
+
+
+def test_inspect_counts_what_labels_hold(moola: Moola, store: Path, three: Path) -> None:
+    done = moola("inspect", three, "--store", store, "--classes", THREE)
+    table = pl.read_parquet(three)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"{three}\n")
+    assert cells(done.out, "windows") == [f"{len(table)},", "anchored", "in", "a", "store"]
+    for name, size in table["label"].value_counts().iter_rows():
+        assert cells(done.out, name)[0] == f"{size},"
+    expanding = table.drop_nulls("expansion_start")
+    assert cells(done.out, "expansions") == [str(len(expanding))]
+    least, greatest = expanding["expansion_start"].min(), expanding["expansion_start"].max()
+    assert cells(done.out, "their start")[:3] == [str(least), "to", f"{greatest},"]
+    assert cells(done.out, "overlapping")[1:] == ["windows", "share", "a", "bar", "with", "another"]
+    assert cells(done.out, "first bars")[1] == "to"
+
+
+def test_inspect_as_json(moola: Moola, three: Path, tmp_path: Path) -> None:
+    found = json.loads(moola("inspect", three, "--classes", THREE, "--json").out)
+    assert found["labels"] == str(three)
+    assert list(found["class_counts"]) == THREE.split(",")
+    assert found["num_overlapping"] is None
+    assert found["num_windows"] == found["num_expansions"] + found["class_counts"]["none"]
+    contained(4).write_parquet(tmp_path / "own.parquet")
+    done = moola("inspect", tmp_path / "own.parquet")
+    assert cells(done.out, "windows")[1:] == ["holding", "their", "own", "prices"]
+    assert cells(done.out, "overlapping") == ["not", "known", "without", "times"]
+    assert "first bars" not in done.out
+
+
+def test_inspect_names_a_defect(moola: Moola, three: Path, tmp_path: Path) -> None:
+    refused(
+        moola("inspect", three),
+        1,
+        "labels.parquet, row ",
+        "label is 'none'",
+        "the classes are",
+        "--classes",
+    )
+    done = moola("inspect", three, "--classes", "a,,b")
+    refused(done, 2, "--classes is 'a,,b'", "give names")
+    refused(moola("inspect", tmp_path / "x.parquet"), 1, "x.parquet", "no such file")
+
+
+def test_inspect_of_labels_without_a_span(moola: Moola, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    pl.DataFrame(
+        {
+            "window_id": ["a", "b"], "label": ["none", None], "start_time": ["2020-01-01"] * 2,
+            "expansion_start": [None, None], "expansion_end": [None, None],
+        }
+    ).write_csv(path)  # fmt: skip
+    done = moola("inspect", path, "--classes", THREE)
+    assert cells(done.out, "their length") == cells(done.out, "their start") == ["-"]
+    assert cells(done.out, "unlabelled") == cells(done.out, "duplicates") == ["1"]
+    assert cells(done.out, "overlapping") == ["not", "known;", "give", "--store"]
+
+
+# --- the commands behind them ----------------------------------------------------------------
+
+
+def test_the_classes_go_through_to_training(
+    moola: Moola, store: Path, three: Path, tmp_path: Path
+) -> None:
+    cut, run = tmp_path / "split.json", tmp_path / "run"
+    split = ("split", "--labels", three, "--store", store, "-o", cut)
+    refused(moola(*split), 1, "label is 'none'", "--classes")
+    assert moola(*split, "--classes", THREE).code == 0
+    pretrain = (
+        "pretrain", store, "-o", tmp_path / "encoder.safetensors", "--labels", three,
+        "--split", cut, "--run-folder", run, "--preset", "jade-compact", "--device", "cpu",
+        "--stride", 999, "--epochs", 1, "--set", "model.hidden=4",
+    )  # fmt: skip
+    assert "label is 'none'" in moola(*pretrain).err
+    assert moola(*pretrain, "--classes", THREE).code == 0
+    assert json.loads((run / "data.json").read_text())["labels_sha256"]
