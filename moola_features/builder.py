@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from moola_features.building.append import append as append_bars
 from moola_features.building.append import config_of
-from moola_features.building.instruments import PARTS, NewInstruments
 from moola_features.building.job import Job
+from moola_features.building.make import identity, make, require_ours
+from moola_features.building.memory import parse_size
+from moola_features.building.recipe import Recipe
 from moola_features.building.report import BuildReport, Progress
 from moola_features.config import FeatureConfig
 from moola_features.engine import resolve_workers
-from moola_features.errors import MoolaError, StoreError
-from moola_features.files import clear_folder, replaced_folder
+from moola_features.errors import StoreError
 from moola_features.store import open_store
-from moola_features.store.layout import FORMAT, METADATA
+from moola_features.universe.building import build_universe
+from moola_features.universe.inputs import files_of, names_files
+from moola_features.universe.sorting import symbols_of
 from moola_features.versions import versions
 
 __all__ = ["BuildReport", "build"]
@@ -34,12 +34,13 @@ def build(
     on_bad_bars: str = "error",
     force: bool = False,
     append: bool = False,
+    prune: bool = False,
     workers: int | None = None,
     max_memory: int | str | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> BuildReport:
-    """Compute the features of every bar of a source into a store.
+    """Compute the features of every bar of a source into a store, or of several into a universe.
 
     The bits are those of :func:`compute`. Memory does not grow with the input. The store is
     written beside the target and takes its place at the end; until then, and if anything goes
@@ -49,8 +50,9 @@ def build(
     Parameters
     ----------
     source
-        Path of a bar file, or anything else that :func:`read_bars` takes. A source of several
-        symbols becomes a universe: one store for each, below one folder.
+        Path of a bar file, or anything else that :func:`read_bars` takes. A list of files, a
+        folder of them, a pattern such as ``data/*.parquet``, or a source of several symbols
+        becomes a universe: one store for each, below one folder.
     path
         Folder of the store.
     config
@@ -66,6 +68,8 @@ def build(
         is: the source holds new bars only, or also some or all that are stored, which must
         agree. The configuration is the store's, and must be if one is given. Without a store to
         append to, or with ``force``, one is built of the source alone.
+    prune
+        Remove instruments of a universe whose input is not given; they stay by default.
     workers
         Threads that compute and write, besides the one that reads; one for each core when None.
         The bytes of the store do not depend on it.
@@ -73,14 +77,15 @@ def build(
         Most memory that this process may take, such as ``"500MB"``: the number of workers is
         lowered until it fits. None for no limit.
     progress
-        Called with bars done and bars in all (None where unknown).
+        Called with bars done and bars in all (None where unknown), for a universe with
+        instruments done and in all.
     tell
         Called, before anything is built, with a line about the memory that it will take.
 
     Returns
     -------
     BuildReport
-        Counts, gaps, dropped bars and times.
+        Counts, gaps, dropped bars and times; for a universe also what could not be built.
 
     Raises
     ------
@@ -95,43 +100,32 @@ def build(
         A full disk, no permission, or another build of the same target.
     """
     num_workers = resolve_workers(workers)
+    limit = None if max_memory is None else parse_size(max_memory)
     target = Path(path)
-    found = _identity(target)
+    found = identity(target)
     grow = append and not force and found is not None
     if grow:
         config = config_of(target, config)
-    job = Job.open(
-        source, config or FeatureConfig(),
-        column_map=column_map, on_bad_bars=on_bad_bars, workers=num_workers,
-        max_memory=max_memory, progress=progress,
+    recipe = Recipe(
+        config=config or FeatureConfig(), column_map=column_map, on_bad_bars=on_bad_bars,
+        force=force, append=grow,
     )  # fmt: skip
+    many: dict[str, Any] = {"prune": prune, "max_memory": limit, "progress": progress, "tell": tell}
+    if names_files(source):
+        return build_universe(files_of(source), target, recipe, num_workers, **many)
+    job = Job.open(source, recipe, workers=num_workers, max_memory=limit, progress=progress)
+    if len(job.opened.symbols) > 1 and not grow:
+        opened: Any = job.opened  # from a file or from memory: no source of one symbol
+        given = symbols_of(opened, job.settings)
+        return build_universe(given, target, recipe, num_workers, clock=job.clock, **many)
     if found and force:
-        _require_ours(target)
+        require_ours(target)
     elif found and not grow and _is_up_to_date(target, job):
         return job.report(target)
     job.begin(tell)
-    return append_bars(job, target) if grow else _make(job, target, found, force)
-
-
-def _make(job: Job, target: Path, found: tuple[int, ...] | None, force: bool) -> BuildReport:
-    """Build every bar; ``found`` is what stood at the target when it was looked at."""
-    with replaced_folder(target, resumable=True) as folder:
-        if _identity(target) != found and not force:
-            raise StoreError(f"{target} was built by another process meanwhile; build again")
-        with job.crew() as crew:
-            instruments = NewInstruments(folder, job.config, job.opened.symbols, crew)
-            try:
-                with contextlib.closing(instruments):
-                    job.run(instruments)
-            except BaseException as error:
-                # What is wrong with the bars stays wrong; else the next build goes on from here.
-                if isinstance(error, MoolaError) or not instruments.has_finished_chunks:
-                    clear_folder(folder)
-                raise
-        began = time.perf_counter()
-    # Flushing everything to the disk, and taking the target's place.
-    job.clock.seconds["write"] += time.perf_counter() - began
-    return job.report(target, instruments)
+    if grow:
+        return append_bars(job, target)
+    return make(job, target, found, force=force)
 
 
 def _is_up_to_date(target: Path, job: Job) -> bool:
@@ -152,26 +146,3 @@ def _is_up_to_date(target: Path, job: Job) -> bool:
         asked = {**job.settings, "sha256": job.opened.sha256()}
     same_moola = opened.attributes.get("versions", {}).get("moola") == versions()["moola"]
     return same_moola and all(known.get(name) == value for name, value in asked.items())
-
-
-def _identity(target: Path) -> tuple[int, int, int] | None:
-    """What tells a folder from the one that replaces it; None where none can be seen."""
-    try:
-        status = target.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns
-
-
-def _require_ours(target: Path) -> None:
-    """Refuse to replace a folder that is no store, finished or damaged, whatever is asked."""
-    try:
-        document = json.loads((target / METADATA).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # No mark that can be read: ours if it holds nothing but parts of a store. Empty will do.
-        ours = target.is_dir() and {entry.name for entry in target.iterdir()} <= PARTS
-    else:
-        attributes = document.get("attributes") if isinstance(document, dict) else None
-        ours = isinstance(attributes, dict) and attributes.get("format") == FORMAT
-    if not ours:
-        raise StoreError(f"{target} is no store, so it is not replaced; build into another folder")

@@ -6,7 +6,9 @@ import time
 
 _BEGAN = time.perf_counter()  # what follows is the start-up that `build` reports as import
 
-import sys  # noqa: E402 - the clock comes first
+import functools  # noqa: E402 - the clock comes first
+import sys  # noqa: E402
+from collections import Counter  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from moola_features.store.summary import Summary
 
 _FOLDER = click.Path(path_type=Path)
+# Columns of the table of a universe.
+_SORTABLE = ("instrument", "bars", "from", "to", "segments", "flat", "valid", "dropped", "size")
 
 
 @click.group(context_settings=CONTEXT)
@@ -89,7 +93,7 @@ def _config_of(values: dict[str, Any]) -> FeatureConfig:
 
 
 @_command
-@click.argument("bars", type=_FOLDER)
+@click.argument("bars", nargs=-1, required=True)
 @click.option("-o", "--output", "store", type=_FOLDER, required=True, help="Folder of the store.")
 @_config_options
 @_map_option
@@ -99,31 +103,40 @@ def _config_of(values: dict[str, Any]) -> FeatureConfig:
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a store of another input or configuration.")
 @click.option("--append", is_flag=True, help="Add what is new in BARS to the store.")
+@click.option("--prune", is_flag=True, help="Remove instruments whose input is not given any more.")
 @click.option("--workers", type=click.IntRange(1), help="Threads; one a core when left out.")
 @click.option("--max-memory", metavar="500MB", help="Lower the number of workers until it fits.")
 @json_option
 def build(
-    bars: Path,
+    bars: tuple[str, ...],
     store: Path,
     mapping: dict[str, str] | None,
     on_bad_bars: str,
     force: bool,
     append: bool,
+    prune: bool,
     workers: int | None,
     max_memory: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Compute the features of BARS (Parquet, CSV or Arrow) into a store."""
+    """Compute the features of BARS (Parquet, CSV or Arrow) into a store.
+
+    Several files, a folder, a quoted pattern such as 'data/*.parquet' or a file of several symbols
+    become a universe: a store for each instrument, below one folder. One that cannot be built is
+    reported and does not stop the others; the exit code is then 1.
+    """
     from moola_features.builder import build as build_store
+    from moola_features.universe.inputs import names_files
 
     given = any(value is not None for value in settings.values())
     config = _config_of(settings) if given or not append else None
+    source = bars[0] if len(bars) == 1 else bars
     started = time.perf_counter() - _BEGAN
-    with progress_bar("bars") as progress:
+    with progress_bar("instruments" if names_files(source) else "bars") as progress:
         report = build_store(
-            bars, store, config,
-            column_map=mapping, on_bad_bars=on_bad_bars, force=force, append=append,
+            source, store, config,
+            column_map=mapping, on_bad_bars=on_bad_bars, force=force, append=append, prune=prune,
             workers=workers, max_memory=max_memory, progress=progress,
             tell=lambda line: click.echo(line, err=True),
         )  # fmt: skip
@@ -133,13 +146,23 @@ def build(
         print_json(report.to_dict())
     else:
         _print_build(report)
+    failed = [one for one in report.outcomes if one.status == "failed"]
+    for one in failed:
+        click.echo(f"{one.symbol} failed: {one.detail}", err=True)
+    if failed:
+        sys.exit(1)
 
 
 def _print_build(report: BuildReport) -> None:
-    if len(report.instruments) == 1:
-        print_fields(str(report.path), _summary_fields(report.instruments[0]))
-    else:
+    if report.outcomes:
         _print_universe(report.instruments)
+        statuses = Counter(one.status for one in report.outcomes)
+        told = ", ".join(f"{count(n)} {status}" for status, n in statuses.items())
+        print_fields(str(report.path), [("instruments", told)])
+    elif len(report.instruments) > 1:
+        _print_universe(report.instruments)
+    else:
+        print_fields(str(report.path), _summary_fields(report.instruments[0]))
     seconds = report.seconds
     stages = ", ".join(f"{name} {took:.2f}" for name, took in seconds.items() if name != "total")
     # What the bars themselves cost: start-up and compilation do not depend on them.
@@ -192,7 +215,6 @@ def _summary_fields(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _print_universe(summaries: tuple[Summary, ...]) -> None:
-    headers = ("instrument", "bars", "from", "to", "segments", "flat", "valid", "dropped", "size")
     rows = [
         (
             summary.symbol or "-",
@@ -206,17 +228,27 @@ def _print_universe(summaries: tuple[Summary, ...]) -> None:
         )
         for summary in summaries
     ]
-    print_table(headers, rows, numbers=(1, 4, 5, 6, 7, 8))
+    print_table(_SORTABLE, rows, numbers=(1, 4, 5, 6, 7, 8))
 
 
 @_command
 @click.argument("store", type=_FOLDER)
+@click.option(
+    "--sort", "by", type=click.Choice(_SORTABLE), metavar="COLUMN",
+    help=f"Order instruments by a column: {', '.join(_SORTABLE)}.",
+)  # fmt: skip
+@click.option("--reverse", is_flag=True, help="Largest first.")
 @json_option
-def info(store: Path, as_json: bool) -> None:
+def info(store: Path, by: str | None, reverse: bool, as_json: bool) -> None:
     """Say what is in STORE."""
     from moola_features.store.summary import summarise
 
+    if reverse and by is None:
+        raise click.UsageError("--reverse needs --sort COLUMN")
     summaries = summarise(store)
+    if by is not None:
+        key = functools.partial(_sort_value, column=by)
+        summaries = tuple(sorted(summaries, key=key, reverse=reverse))
     if as_json:
         print_json([summary.to_dict() for summary in summaries])
         return
@@ -244,6 +276,22 @@ def info(store: Path, as_json: bool) -> None:
         ],
         numbers=(0,),
     )
+
+
+def _sort_value(summary: Summary, column: str) -> Any:
+    """What a column of the table shows, as something to be compared."""
+    values = {
+        "instrument": summary.symbol or "",
+        "bars": summary.num_bars,
+        "from": summary.first_time,
+        "to": summary.last_time,
+        "segments": summary.num_segments,
+        "flat": summary.num_flat / summary.num_bars,
+        "valid": summary.num_valid / summary.num_bars,
+        "dropped": summary.dropped["total"],
+        "size": summary.num_bytes,
+    }
+    return values[column]
 
 
 @_command

@@ -55,7 +55,9 @@ def replaced_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replaced_folder(path: str | Path, *, resumable: bool = False) -> Iterator[Path]:
+def replaced_folder(
+    path: str | Path, *, resumable: bool = False, durable: bool = True
+) -> Iterator[Path]:
     """Give a folder beside the target; on success it takes the target's place.
 
     One process at a time may do so for one target: the folder itself is locked, so a crash leaves
@@ -70,6 +72,9 @@ def replaced_folder(path: str | Path, *, resumable: bool = False) -> Iterator[Pa
         unless it is empty, is kept for the next; by default the folder is cleared before and
         removed after. What begins with a dot right in it are notes for that purpose: they are
         removed when all the rest is on the disk.
+    durable
+        Whether everything is flushed to the disk first. What lies below another folder that is
+        replaced so is flushed with that.
 
     Raises
     ------
@@ -90,7 +95,8 @@ def replaced_folder(path: str | Path, *, resumable: bool = False) -> Iterator[Pa
             clear_folder(beside)
         try:
             yield beside
-            _flush_below(beside, held.latest)
+            if durable:
+                _flush_below(beside, held.latest)
         except BaseException as error:
             if resumable and any(beside.iterdir()):
                 error.add_note(f"what is finished stays in {beside}, to be gone on from")
@@ -98,14 +104,16 @@ def replaced_folder(path: str | Path, *, resumable: bool = False) -> Iterator[Pa
             raise
         for note in beside.glob(".*"):
             note.unlink()
-        _flush(beside)
+        if durable:
+            _flush(beside)
         if os.path.lexists(place):
             # The old folder gets the name that others try to lock; hold it until it is gone.
             held.take(place)
             _exchange(beside, place)
         else:
             os.rename(beside, place)
-        _flush(place.parent)
+        if durable:
+            _flush(place.parent)
 
 
 def clear_folder(folder: Path, keep: Container[str] = ()) -> None:

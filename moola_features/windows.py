@@ -78,8 +78,8 @@ class Windows:
         segment: int | None,
     ) -> Self:
         """Index the valid windows of a store; see :meth:`Store.windows`."""
-        size = _positive("length", store.config.window_length if length is None else length)
-        step = _positive("stride", stride)
+        size = positive("length", store.config.window_length if length is None else length)
+        step = positive("stride", stride)
         segments = store.segments
         if segment is not None:
             if not isinstance(segment, int | np.integer) or not 0 <= segment < len(segments):
@@ -88,11 +88,7 @@ class Windows:
                     f"give 0 to {len(segments) - 1}"
                 )
             segments = segments[segment : segment + 1]
-        first_bar, stop_bar = (
-            edge if when is None else int(np.searchsorted(store.time, parse_time_ns(name, when)))
-            for name, when, edge in (("start", start, 0), ("stop", stop, store.num_bars))
-        )
-        bounds = np.clip(segments, first_bar, stop_bar)
+        bounds = clipped_segments(segments, store.time, start, stop)
         return cls(store.features, valid_starts(store.valid, bounds, size, step), size)
 
     def __len__(self) -> int:
@@ -154,46 +150,50 @@ class Windows:
         """
         from moola_features.kernels.gather import gather as kernel
 
-        positions = self._positions(rows)
+        positions = checked_rows(rows, len(self.starts))
         num_features = self.features.shape[1]
-        shape = (len(positions), self.length, num_features)
-        if out is None:
-            out = np.empty(shape, np.float32)
-        elif (
-            not isinstance(out, np.ndarray)
-            or out.shape != shape
-            or out.dtype != np.float32
-            or not out.flags.c_contiguous
-            or not out.flags.writeable
-        ):
-            found = (
-                f"{out.dtype} {list(out.shape)}"
-                if isinstance(out, np.ndarray)
-                else type(out).__name__
-            )
-            raise WindowError(f"out is {found}; give writable, C-contiguous float32 {list(shape)}")
+        out = checked_out(out, (len(positions), self.length, num_features))
         offsets = self.starts[positions] * num_features
         size = self.length * num_features
         kernel.load()(self._flat, offsets, size, out.reshape(len(positions), size))
         return out
 
-    def _positions(self, rows: ArrayLike) -> NDArray[np.int64]:
-        try:
-            array = np.asarray(rows)
-        except ValueError as error:
-            raise WindowError(f"rows are no array: {error}; give whole numbers, [B]") from error
-        if array.size == 0:
-            array = array.astype(np.int64)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise WindowError(
-                f"rows are {array.dtype} {list(array.shape)}; give whole numbers, [B]"
-            )
-        num_windows = len(self.starts)
-        if array.size and (int(array.min()) < -num_windows or int(array.max()) >= num_windows):
-            outside = (array < -num_windows) | (array >= num_windows)
-            worst = int(np.argmax(outside))
-            raise _outside(f"rows[{worst}] = {array[worst]}", num_windows)
-        return array.astype(np.int64, copy=False)
+
+def checked_rows(rows: ArrayLike, num_windows: int) -> NDArray[np.int64]:
+    """Return positions of windows as int64 ``[B]``, or refuse them; see :meth:`Windows.gather`."""
+    try:
+        array = np.asarray(rows)
+    except ValueError as error:
+        raise WindowError(f"rows are no array: {error}; give whole numbers, [B]") from error
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise WindowError(f"rows are {array.dtype} {list(array.shape)}; give whole numbers, [B]")
+    if array.size and (int(array.min()) < -num_windows or int(array.max()) >= num_windows):
+        outside = (array < -num_windows) | (array >= num_windows)
+        worst = int(np.argmax(outside))
+        raise _outside(f"rows[{worst}] = {array[worst]}", num_windows)
+    return array.astype(np.int64, copy=False)
+
+
+def checked_out(
+    out: NDArray[np.float32] | None, shape: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """Return a buffer for windows, or refuse the one that is given; see :meth:`Windows.gather`."""
+    if out is None:
+        return np.empty(shape, np.float32)
+    if (
+        not isinstance(out, np.ndarray)
+        or out.shape != shape
+        or out.dtype != np.float32
+        or not out.flags.c_contiguous
+        or not out.flags.writeable
+    ):
+        found = (
+            f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
+        )
+        raise WindowError(f"out is {found}; give writable, C-contiguous float32 {list(shape)}")
+    return out
 
 
 def valid_starts(
@@ -220,14 +220,46 @@ def valid_starts(
     >>> valid_starts(np.array([False, True, True, True]), np.array([[0, 4]]), 2, 1).tolist()
     [1, 2]
     """
-    parts = []
+    parts = [
+        first + stride * np.arange(count, dtype=np.int64)
+        for first, count in valid_runs(valid, bounds, length, stride)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def valid_runs(
+    valid: NDArray[np.bool_], bounds: NDArray[np.int64], length: int, stride: int
+) -> list[tuple[int, int]]:
+    """First bar and number of the windows in each stretch; arguments as for :func:`valid_starts`.
+
+    Examples
+    --------
+    >>> valid_runs(np.array([False, True, True, True]), np.array([[0, 4]]), 2, 1)
+    [(1, 2)]
+    """
+    runs = []
     for start, stop in bounds.tolist():
         stretch = valid[start:stop]
         # Within a segment validity never ends once it has begun, so its first bar tells.
         begin = int(np.argmax(stretch)) if len(stretch) else 0
-        if len(stretch) and stretch[begin]:
-            parts.append(np.arange(start + begin, stop - length + 1, stride, dtype=np.int64))
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        count = (stop - length - start - begin) // stride + 1
+        if count > 0 and stretch[begin]:
+            runs.append((start + begin, count))
+    return runs
+
+
+def clipped_segments(
+    segments: NDArray[np.int64],
+    time: NDArray[np.int64],
+    start: TimeLike | None,
+    stop: TimeLike | None,
+) -> NDArray[np.int64]:
+    """Segments int64 ``[S, 2]`` without their bars before ``start`` and from ``stop`` on."""
+    first_bar, stop_bar = (
+        edge if when is None else int(np.searchsorted(time, parse_time_ns(name, when)))
+        for name, when, edge in (("start", start, 0), ("stop", stop, len(time)))
+    )
+    return np.clip(segments, first_bar, stop_bar)
 
 
 def _outside(what: str, num_windows: int) -> WindowIndexError:
@@ -239,7 +271,8 @@ def _outside(what: str, num_windows: int) -> WindowIndexError:
     )
 
 
-def _positive(name: str, value: int) -> int:
+def positive(name: str, value: int) -> int:
+    """Return a length or a stride, or refuse it."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise WindowError(f"{name} is {value!r}; it must be a whole number of at least 1")
     return int(value)

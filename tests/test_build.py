@@ -200,9 +200,14 @@ class TestUniverse:
     def test_one_with_too_few_bars(self, source, tmp_path):
         table = pl.concat([pl.read_parquet(source), frame(walk(104, seed=9), "SHORT")])
         table.write_parquet(tmp_path / "short.parquet")
-        message = refused(BarsError, tmp_path / "short.parquet", tmp_path / "u.zarr")
-        assert message.startswith("short.parquet [SHORT]: 104 bars, fewer than one window of 105;")
-        assert names_in(tmp_path) == ["many.parquet", "short.parquet"]
+        report = mf.build(tmp_path / "short.parquet", tmp_path / "u.zarr")
+        (failed,) = (one for one in report.outcomes if one.status == "failed")
+        assert failed.symbol == "SHORT"
+        assert failed.detail.startswith(
+            "short.parquet [SHORT]: 104 bars, fewer than one window of 105;"
+        )
+        assert set(mf.open_store(tmp_path / "u.zarr")) == set(self.SYMBOLS)
+        assert names_in(tmp_path) == ["many.parquet", "short.parquet", "u.zarr"]
 
     def test_a_single_symbol_is_no_universe(self, tmp_path):
         frame(walk(200), "NQ").write_parquet(tmp_path / "nq.parquet")

@@ -42,7 +42,7 @@ def test_sizes_that_are_none(value):
 
 
 def sizes(**others: int) -> dict[str, int]:
-    usual = {"num_columns": 11, "batch_bars": 1_000, "decoding_bytes": MB, "num_symbols": 1}
+    usual = {"num_columns": 11, "batch_bars": 1_000, "decoding_bytes": MB}
     return {**usual, **others}
 
 
@@ -54,8 +54,9 @@ def test_every_worker_takes_as_much(resident):
     assert memory.predicted_bytes(1, **sizes(decoding_bytes=5 * MB)) == one + 4 * MB
     wider = memory.predicted_bytes(1, **sizes(num_columns=19))
     assert wider - one == 65_536 * 8 * 4
-    several = memory.predicted_bytes(1, **sizes(num_symbols=11))
-    assert several - one == 10 * 65_536 * 40
+    assert memory.predicted_bytes(1, **sizes(at_once=11)) == one
+    several = memory.predicted_bytes(2, **sizes(at_once=11))
+    assert several - two == (2 + 1) * 65_536 * 40 + 3 * 1_000 * 40
 
 
 def test_fewer_workers(resident):

@@ -31,6 +31,7 @@ _CLAIMED = {
     ".parquet": "Parquet", ".pq": "Parquet", ".arrow": "Arrow IPC", ".feather": "Arrow IPC",
     ".ipc": "Arrow IPC",
 }  # fmt: skip
+DECODING_BYTES = 100_000_000
 _CSV_BYTES_PER_BAR = 64
 _CSV_BLOCK_BYTES = (1 << 16, 1 << 23)
 
@@ -60,7 +61,7 @@ class Reader:
     names: list[str]
     from_text = False
     path: Path | None = None
-    decoding_bytes = 100_000_000
+    decoding_bytes = DECODING_BYTES
 
     def count_rows(self, columns: list[str]) -> int | None:
         """Number of rows of these columns, None where only reading would tell."""

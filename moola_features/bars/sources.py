@@ -197,13 +197,18 @@ class BarSource:
             first_row += len(symbols)
         return tuple(found)
 
-    def batches(self, symbol: str | None = None) -> Iterator[tuple[str | None, Bars]]:
+    def batches(
+        self, symbol: str | None = None, *, refused: dict[str | None, BarsError] | None = None
+    ) -> Iterator[tuple[str | None, Bars]]:
         """Read the source from its start and yield checked pieces.
 
         Parameters
         ----------
         symbol
             The only one to yield and check; None for all.
+        refused
+            Gets what is wrong with the bars of a symbol, which then yields no more; without it
+            that is raised.
 
         Yields
         ------
@@ -220,25 +225,37 @@ class BarSource:
         self.dropped = {}
         self.rows_read = 0
         checks: dict[str | None, BarCheck] = {}
+        wrong: dict[str | None, BarsError] = {} if refused is None else refused
         for first_row, frame, arrays in self._arrays():
             self.rows_read = first_row + frame.height
             for name, rows in self._split(frame):
-                if symbol is not None and name not in (None, symbol):
+                if name in wrong or (symbol is not None and name not in (None, symbol)):
                     continue
                 if name not in checks:
                     checks[name] = self._new_check(name)
                     self.dropped[name] = checks[name].dropped
                 piece = arrays if rows is None else take_rows(arrays, rows)
-                good = checks[name](
-                    piece,
-                    first_row=first_row,
-                    rows=None if rows is None else first_row + rows,
-                    found=self._finder(frame, rows),
-                )
+                try:
+                    good = checks[name](
+                        piece,
+                        first_row=first_row,
+                        rows=None if rows is None else first_row + rows,
+                        found=self._finder(frame, rows),
+                    )
+                except BarsError as error:
+                    if refused is None:
+                        raise
+                    refused[name] = error
+                    continue
                 if len(good[0]):
                     yield name, Bars.trusted(good)
-        for check in checks.values() or [self._new_check(None)]:
-            check.require_bars()
+        for name, check in checks.items() or {None: self._new_check(None)}.items():
+            try:
+                check.require_bars()
+            except BarsError as error:
+                if refused is None:
+                    raise
+                refused.setdefault(name, error)
 
     def progress(self) -> float | None:
         """Share of the source that the current or last pass has read, None if unknown."""

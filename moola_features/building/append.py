@@ -22,7 +22,7 @@ from moola_features.store import (
 from moola_features.versions import versions
 
 
-def append(job: Job, target: Path) -> BuildReport:
+def append(job: Job, target: Path, *, durable: bool = True) -> BuildReport:
     """Append what is new in a source to a store.
 
     Parameters
@@ -31,6 +31,8 @@ def append(job: Job, target: Path) -> BuildReport:
         The source, with the configuration of the store.
     target
         The store.
+    durable
+        Whether the store is to be on the disk when this returns.
 
     Returns
     -------
@@ -45,7 +47,7 @@ def append(job: Job, target: Path) -> BuildReport:
         A store that is damaged, was made by another moola, or is of other instruments.
     """
     try:
-        with replaced_folder(target) as folder:
+        with replaced_folder(target, durable=durable) as folder:
             # Opened behind the lock: nobody replaces it from here on.
             opened = open_store(target, job.config)
             _require_this_moola(opened)

@@ -21,6 +21,8 @@ from moola_features.versions import versions
 
 PARTS = frozenset({*bar_arrays(0), "segments", METADATA})  # what lies in a store's folder
 
+_JOURNAL = "..journal"  # a note beside them
+
 Told = dict[str, Any]
 Dropped = dict[str | None, Told]  # what was left out, by symbol
 
@@ -40,73 +42,59 @@ class Instruments(Protocol):
         """Sum of an attribute over all instruments."""
 
 
-class NewInstruments:
-    """A build: every instrument from its first bar, in a folder that may hold earlier attempts.
+class NewInstrument:
+    """A build: one instrument from its first bar, in a folder that may hold an earlier attempt.
 
     Parameters
     ----------
     folder
-        Where to build, and where journals are kept.
+        Where to build, and where the journal is kept.
     config
         What to compute.
-    symbols
-        Those of the source.
+    symbol
+        What the store calls it.
     crew
         Runs the tasks.
     """
 
-    def __init__(
-        self, folder: Path, config: FeatureConfig, symbols: tuple[str, ...], crew: Crew
-    ) -> None:
+    def __init__(self, folder: Path, config: FeatureConfig, symbol: str | None, crew: Crew) -> None:
         self.crew = crew
         self._folder = folder
         self._config = config
-        self._multiple = len(symbols) > 1
-        self._only_symbol = symbols[0] if len(symbols) == 1 else None
-        self._under_way: dict[str | None, Instrument] = {}
-        self._journals: list[Journal] = []
-        groups = [group_name(symbol) for symbol in symbols] if self._multiple else []
-        parts = {*groups, *map(_journal_name, groups)} or {*PARTS, _journal_name("")}
-        clear_folder(folder, keep=parts)
+        self._symbol = symbol
+        self._instrument: Instrument | None = None
+        self._journal: Journal | None = None
+        clear_folder(folder, keep={*PARTS, _JOURNAL})
 
     def add(self, symbol: str | None, bars: Bars) -> None:
-        """Take the next bars of a symbol, None for the only one."""
-        if symbol not in self._under_way:
-            self._under_way[symbol] = self._begin(symbol)
-        self._under_way[symbol].add(bars)
+        """Take the next bars."""
+        if self._instrument is None:
+            subject = {"config": self._config.to_dict(), "versions": versions()}
+            self._journal = Journal(self._folder / _JOURNAL, subject)
+            self._instrument = Instrument(
+                self._folder, self._symbol, self._config, self.crew, self._journal
+            )
+        self._instrument.add(bars)
 
     def finish(self, source: Told, dropped: Dropped) -> None:
         """Let the rest be computed, and write what stands beside the chunks."""
-        for symbol, instrument in self._under_way.items():
-            instrument.finish(source, dropped[symbol])
-        if self._multiple:
-            symbols = [symbol for symbol in self._under_way if symbol is not None]
-            write_universe(self._folder, symbols, universe_attributes(self._config, source))
+        assert self._instrument is not None  # a source without bars is refused before
+        self._instrument.finish(source, dropped[None])
 
     def count(self, name: str) -> Any:
-        """Sum of an attribute over all instruments."""
-        return sum(getattr(instrument, name) for instrument in self._under_way.values())
+        """Attribute of the instrument."""
+        return getattr(self._instrument, name)
 
     def close(self) -> None:
-        """Let threads come to their end, and close the journals."""
+        """Let threads come to their end, and close the journal."""
         self.crew.close()
-        for journal in self._journals:
-            journal.close()
+        if self._journal is not None:
+            self._journal.close()
 
     @property
     def has_finished_chunks(self) -> bool:
         """Whether a next build would find something to go on from."""
-        return not all(journal.is_empty for journal in self._journals)
-
-    def _begin(self, symbol: str | None) -> Instrument:
-        group = group_name(symbol) if symbol is not None else ""
-        folder = self._folder / group
-        folder.mkdir(exist_ok=True)
-        subject = {"config": self._config.to_dict(), "versions": versions()}
-        journal = Journal(self._folder / _journal_name(group), subject)
-        self._journals.append(journal)
-        name = self._only_symbol if symbol is None else symbol
-        return Instrument(folder, name, self._config, self.crew, journal)
+        return self._journal is not None and not self._journal.is_empty
 
 
 class GrowingInstruments:
@@ -241,10 +229,6 @@ class GrowingInstruments:
 def universe_attributes(config: FeatureConfig, source: Told) -> Told:
     """What the group above several instruments tells."""
     return {"config": config.to_dict(), "input": source, "versions": versions()}
-
-
-def _journal_name(group: str) -> str:
-    return f".{group}.journal"
 
 
 def _appended(known: Told, source: Told) -> Told:

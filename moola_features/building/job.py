@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from moola_features import spec
 from moola_features.building.crew import Crew
 from moola_features.building.instruments import Instruments
-from moola_features.building.memory import fitting_workers, parse_size, peak_bytes
+from moola_features.building.memory import allot, peak_bytes
+from moola_features.building.outcomes import COUNTS
+from moola_features.building.recipe import Recipe, Source, name_of
 from moola_features.building.report import BuildReport, Clock, Progress
 from moola_features.config import FeatureConfig
 from moola_features.feature_pass import kernel_of
 from moola_features.store.summary import summarise
-
-if TYPE_CHECKING:
-    from moola_features.bars.sources import BarSource
-
-_COUNTS = ("num_chunks", "num_guessed", "num_redone", "num_resumed")
 
 
 @dataclass
@@ -49,42 +46,37 @@ class Job:
         Memory that the build will take.
     """
 
-    opened: BarSource
+    opened: Source
     settings: dict[str, Any]
     config: FeatureConfig
     workers: int
-    max_memory: int | str | None
-    clock: Clock
-    progress: Progress | None
+    max_memory: int | None = None
+    clock: Clock = field(default_factory=Clock)
+    progress: Progress | None = None
     predicted_bytes: int = field(default=0)
 
     @classmethod
     def open(
         cls,
         source: Any,
-        config: FeatureConfig,
+        recipe: Recipe,
         *,
-        column_map: Mapping[str, str] | None,
-        on_bad_bars: str,
         workers: int,
-        max_memory: int | str | None,
+        max_memory: int | None,
         progress: Progress | None,
     ) -> Self:
         """Open a source; arguments as for ``build``."""
         clock = Clock()
-        if max_memory is not None:
-            max_memory = parse_size(max_memory)
         with clock.measure("import"):
             importlib.import_module("zarr")
-            kernel_of(config)
+            kernel_of(recipe.config)
             from moola_features.bars.sources import open_source
         with clock.measure("read"):
-            opened = open_source(source, column_map=column_map, on_bad_bars=on_bad_bars)
-        # The name alone: where a file lies on this machine is nobody else's business.
-        name = Path(source).name if isinstance(source, str | Path) else opened.description
-        columns = {**asdict(opened.columns), "time": list(opened.columns.time)}
-        settings = {"source": name, "columns": columns, "on_bad_bars": on_bad_bars}
-        return cls(opened, settings, config, workers, max_memory, clock, progress)
+            opened = open_source(
+                source, column_map=recipe.column_map, on_bad_bars=recipe.on_bad_bars
+            )
+        settings = recipe.input_of(opened, name_of(source, opened))
+        return cls(opened, settings, recipe.config, workers, max_memory, clock, progress)
 
     def begin(self, tell: Callable[[str], None] | None) -> None:
         """Load the kernel, foretell the memory, and lower the number of workers to what fits.
@@ -94,25 +86,13 @@ class Job:
         ConfigError
             Not even one fits.
         """
-        kernel = kernel_of(self.config)
-        if not kernel.is_loaded:
-            began = time.perf_counter()
-            kernel.load()
-            stage = "compile" if kernel.was_compiled else "import"
-            self.clock.seconds[stage] += time.perf_counter() - began
-        limit = None if self.max_memory is None else parse_size(self.max_memory)
-        self.workers, self.predicted_bytes = fitting_workers(
-            self.workers, limit,
+        load_kernel(self.config, self.clock)
+        self.workers, self.predicted_bytes = allot(
+            self.workers, self.max_memory, tell,
             num_columns=len(spec.columns(self.config)),
             batch_bars=self.opened.batch_bars,
             decoding_bytes=self.opened.decoding_bytes,
-            num_symbols=len(self.opened.symbols),
         )  # fmt: skip
-        if tell is not None:
-            threads = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
-            bound = "no limit" if limit is None else f"limit {limit / 1e6:,.0f} MB"
-            foretold = f"about {self.predicted_bytes / 1e6:,.0f} MB with {threads}"
-            tell(f"memory: {foretold}, {bound}")
 
     def crew(self) -> Crew:
         """Start the threads."""
@@ -149,9 +129,19 @@ class Job:
         """Say what was done, or, without instruments, that nothing had to be."""
         done: dict[str, Any] = {"up_to_date": True}
         if instruments is not None:
-            counts = {name: instruments.count(name) for name in _COUNTS}
+            counts = {name: instruments.count(name) for name in COUNTS}
             done = {
                 "workers": self.workers, "predicted_bytes": self.predicted_bytes,
                 "peak_bytes": peak_bytes(), "num_appended": num_appended, **counts,
             }  # fmt: skip
         return BuildReport(target, summarise(target), self.clock.report(), **done)
+
+
+def load_kernel(config: FeatureConfig, clock: Clock) -> None:
+    """Compile a family's kernel, or load it, and say in the clock which."""
+    kernel = kernel_of(config)
+    if not kernel.is_loaded:
+        began = time.perf_counter()
+        kernel.load()
+        stage = "compile" if kernel.was_compiled else "import"
+        clock.seconds[stage] += time.perf_counter() - began

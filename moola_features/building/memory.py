@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def parse_size(value: Any) -> int:
 
 
 def predicted_bytes(
-    workers: int, *, num_columns: int, batch_bars: int, decoding_bytes: int, num_symbols: int
+    workers: int, *, num_columns: int, batch_bars: int, decoding_bytes: int, at_once: int = 1
 ) -> int:
     """Peak memory of this process in a build that is about to start.
 
@@ -51,12 +52,13 @@ def predicted_bytes(
         Number of features.
     batch_bars, decoding_bytes
         Bars that are decoded at a time, and what the decoder itself takes.
-    num_symbols
-        Instruments in one source: of each, bars wait for their chunk to be full.
+    at_once
+        Instruments that are built at once, where there are workers for them.
     """
     buffers = workers * sum(chunk_bytes(array) for array in bar_arrays(num_columns).values())
-    waiting = (workers + AHEAD + max(1, num_symbols)) * CHUNK_BARS * _BAR_BYTES
-    decoded = _COPIES * batch_bars * _BAR_BYTES
+    instruments = min(workers, at_once)
+    waiting = (workers + instruments * (AHEAD + 1)) * CHUNK_BARS * _BAR_BYTES
+    decoded = instruments * _COPIES * batch_bars * _BAR_BYTES
     return resident_bytes() + decoding_bytes + buffers + waiting + decoded
 
 
@@ -92,6 +94,18 @@ def fitting_workers(workers: int, max_memory: int | None, **sizes: int) -> tuple
                 f"about {predicted / 1e6:,.0f} MB; allow as much"
             )
         workers -= 1
+
+
+def allot(
+    workers: int, max_memory: int | None, tell: Callable[[str], None] | None, **sizes: int
+) -> tuple[int, int]:
+    """Lower the number of workers as :func:`fitting_workers` does, and tell what came of it."""
+    workers, predicted = fitting_workers(workers, max_memory, **sizes)
+    if tell is not None:
+        threads = f"{workers} worker{'s' if workers > 1 else ''}"
+        bound = "no limit" if max_memory is None else f"limit {max_memory / 1e6:,.0f} MB"
+        tell(f"memory: about {predicted / 1e6:,.0f} MB with {threads}, {bound}")
+    return workers, predicted
 
 
 def resident_bytes() -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moola_features.building.outcomes import Outcome
 from moola_features.store.summary import Summary
 
 Progress = Callable[[int, int | None], None]
@@ -43,6 +44,8 @@ class BuildReport:
         Those that an earlier build had finished before it was cut off.
     num_appended
         Bars that came behind those that stood already.
+    outcomes
+        What came of each instrument of a universe, by symbol; () for one instrument.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class BuildReport:
     num_redone: int = 0
     num_resumed: int = 0
     num_appended: int = 0
+    outcomes: tuple[Outcome, ...] = ()
 
     @property
     def num_bars(self) -> int:
@@ -66,7 +70,9 @@ class BuildReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
         plain = {**vars(self), "path": str(self.path), "num_bars": self.num_bars}
-        return {**plain, "instruments": [each.to_dict() for each in self.instruments]}
+        for name in ("instruments", "outcomes"):
+            plain[name] = [each.to_dict() for each in getattr(self, name)]
+        return plain
 
 
 @dataclass
@@ -83,6 +89,14 @@ class Clock:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - began
+
+    def spread(self, seconds: float, by_stage: list[dict[str, float]]) -> None:
+        """Add wall time in which several threads were at work, in the shares of their stages."""
+        taken = {stage: sum(one.get(stage, 0.0) for one in by_stage) for stage in STAGES}
+        whole = sum(taken.values())
+        for stage in STAGES:
+            part = taken[stage] / whole if whole else float(stage == "write")
+            self.seconds[stage] += part * seconds
 
     def report(self) -> dict[str, float]:
         """Seconds by stage, and their sum."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from moola_features.store.layout import (
 from moola_features.store.mapping import map_files
 from moola_features.times import TimeLike, time_text
 from moola_features.windows import Windows
+
+if TYPE_CHECKING:
+    from moola_features.universe.windows import UniverseWindows
 
 _Found = TypeVar("_Found")
 
@@ -232,6 +235,42 @@ class Universe(Mapping[str, Store]):
                 raise StoreError(f"{opened.path} is a universe inside a universe; {_REBUILD}")
             self._opened[symbol] = opened
         return self._opened[symbol]
+
+    def windows(
+        self,
+        length: int | None = None,
+        stride: int = 1,
+        *,
+        start: TimeLike | None = None,
+        stop: TimeLike | None = None,
+        symbols: Sequence[str] | None = None,
+    ) -> UniverseWindows:
+        """Index the valid windows of all instruments as one; none reaches across two of them.
+
+        Parameters
+        ----------
+        length, stride, start, stop
+            As for :meth:`Store.windows`.
+        symbols
+            Only these instruments, in this order.
+
+        Returns
+        -------
+        UniverseWindows
+            ``len()``, ``gather``, and which instrument each window is of.
+
+        Raises
+        ------
+        WindowError
+            A length or stride below 1, or a symbol that is not there.
+        """
+        from moola_features.universe.windows import UniverseWindows
+
+        return UniverseWindows.of(self, length, stride, start=start, stop=stop, symbols=symbols)
+
+    def folder_of(self, symbol: str) -> Path:
+        """Return where the store of an instrument lies."""
+        return self.path / self._groups[symbol]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._groups)

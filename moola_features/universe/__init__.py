@@ -1,0 +1,1 @@
+"""Many instruments: which they are, what of them changed, building them, reading them as one."""

@@ -1,0 +1,292 @@
+"""Building a universe: what changed is built, what did not is kept, and all of it stands at once.
+
+The universe is written beside the target and takes its place as a whole. Instruments that did not
+change are linked, not copied; those that a build which was cut off had finished are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moola_features import spec
+from moola_features.bars.files import DECODING_BYTES
+from moola_features.bars.sources import BATCH_BARS
+from moola_features.building.instruments import universe_attributes
+from moola_features.building.job import load_kernel
+from moola_features.building.make import identity, require_ours
+from moola_features.building.memory import allot, peak_bytes
+from moola_features.building.outcomes import (
+    BUILT,
+    COUNTS,
+    FAILED,
+    KEPT,
+    REMOVED,
+    UNCHANGED,
+    Outcome,
+)
+from moola_features.building.recipe import Recipe
+from moola_features.building.report import BuildReport, Clock, Progress
+from moola_features.config import FeatureConfig
+from moola_features.errors import BarsError, StoreError
+from moola_features.files import clear_folder, link_tree, replaced_folder
+from moola_features.store import read_attributes, require_config
+from moola_features.store.layout import group_name, num_chunks
+from moola_features.store.summary import summarise
+from moola_features.store.writer import write_universe
+from moola_features.universe.inputs import Input, Member
+from moola_features.universe.runner import Runner, Threads
+from moola_features.universe.sorting import MAX_BATCH_BARS, sort_by_symbol
+from moola_features.universe.tasks import Work
+
+_SORTED = ".sorted"  # below the universe under way: a file of bars for each symbol
+
+
+@dataclass
+class _Build:
+    """What goes on while a universe is built."""
+
+    given: Input
+    folder: Path
+    target: Path
+    recipe: Recipe
+    runner: Runner
+    progress: Progress
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    def tell(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.symbol] = outcome
+        told = sum(one.status not in (KEPT, REMOVED) for one in self.outcomes.values())
+        self.progress(told, len(self.given.members))
+
+    def run(self, members: list[Member], workers: int) -> None:
+        """Build instruments, but those that an earlier attempt has finished."""
+        each = max(1, workers // max(len(members), 1))
+        work = Work(self.recipe, self.folder, self.target, each)
+        begun = [m for m in members if (self.folder / group_name(m.symbol)).exists()]
+        finished = set()
+        for member, whole in self.runner.look(work, begun, check_files=True):
+            if whole:
+                finished.add(member.symbol)
+                chunks = num_chunks(
+                    read_attributes(self.folder / group_name(member.symbol))["num_bars"]
+                )
+                self.tell(Outcome(member.symbol, BUILT, num_chunks=chunks, num_resumed=chunks))
+        rest = [member for member in members if member.symbol not in finished]
+        for outcome in self.runner.build(work, self._told_apart(rest)):
+            self.tell(outcome)
+
+    def _told_apart(self, members: list[Member]) -> list[Member]:
+        """Sort the bars of one source by symbol, where all come from one."""
+        if self.given.opened is None or not members:
+            return members
+        place = self.folder / _SORTED
+        place.mkdir()
+        wanted = {}
+        for member in members:
+            member.source.path = place / group_name(member.symbol)
+            wanted[member.symbol] = member.source
+        refused = sort_by_symbol(self.given.opened, wanted)
+        for symbol in refused.keys() & wanted.keys():
+            self.tell(Outcome(symbol, FAILED, str(refused[symbol])))
+        return [member for member in members if member.symbol not in refused]
+
+
+def build_universe(
+    given: Input,
+    target: Path,
+    recipe: Recipe,
+    workers: int,
+    *,
+    prune: bool = False,
+    max_memory: int | None = None,
+    tell: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+    runner: Runner | None = None,
+) -> BuildReport:
+    """Build a store for each instrument below one folder; see :func:`moola_features.build`.
+
+    Parameters
+    ----------
+    given
+        The instruments.
+    target
+        Folder of the universe.
+    recipe
+        What to make of them.
+    workers
+        Threads.
+    prune
+        Whether instruments that stand, but are not given, are removed.
+    max_memory, tell
+        Bytes that may be taken, and who is told how many will be.
+    progress
+        Called with instruments done and in all.
+    clock
+        What has been measured so far.
+    runner
+        Runs the tasks; threads of this process when None.
+
+    Returns
+    -------
+    BuildReport
+        Also where some instruments failed.
+
+    Raises
+    ------
+    BarsError
+        Not one instrument could be built.
+    StoreError
+        The target holds something else and ``recipe.force`` is not set.
+    OutputError
+        A full disk, no permission, or another build of the same target.
+    """
+    clock = clock or Clock()
+    found = identity(target)
+    symbols = {member.symbol for member in given.members}
+    standing = _standing(target, symbols, recipe, prune=prune)
+    missing = [symbol for symbol in standing if symbol not in symbols]
+    predicted = 0
+    if runner is None:
+        workers, predicted = _fit(given, recipe, workers, max_memory, tell)
+        runner = Threads(workers)
+    with clock.measure("read"):
+        unchanged = set() if recipe.force else _unchanged(given, target, recipe, runner, standing)
+    done = {symbol: Outcome(symbol, UNCHANGED) for symbol in unchanged}
+    done |= {symbol: Outcome(symbol, REMOVED if prune else KEPT) for symbol in missing}
+    if unchanged >= symbols and not (prune and missing):
+        return _report(target, done, clock, up_to_date=True)
+    load_kernel(recipe.config, clock)
+    with replaced_folder(target, resumable=True) as folder:
+        if identity(target) != found and not recipe.force:
+            raise StoreError(f"{target} was built by another process meanwhile; build again")
+        build = _Build(given, folder, target, recipe, runner, progress or _tell_nobody)
+        changed = [member for member in given.members if member.symbol not in unchanged]
+        began = time.perf_counter()
+        with _kept_for_the_next(folder, changed):
+            for outcome in done.values():
+                build.tell(outcome)
+            build.run(changed, workers)
+            for symbol in standing:
+                group = folder / group_name(symbol)
+                if build.outcomes[symbol].status != REMOVED and not group.exists():
+                    group.mkdir()
+                    link_tree(target / group.name, group)
+            _finish(build, standing)
+        clock.spread(time.perf_counter() - began, [x.seconds for x in build.outcomes.values()])
+        began = time.perf_counter()
+    clock.seconds["write"] += time.perf_counter() - began
+    return _report(
+        target, build.outcomes, clock,
+        workers=workers, predicted_bytes=predicted, peak_bytes=peak_bytes(),
+    )  # fmt: skip
+
+
+def _tell_nobody(_done: int, _total: int | None) -> None:
+    """Progress that none asked for."""
+
+
+def _fit(
+    given: Input,
+    recipe: Recipe,
+    workers: int,
+    max_memory: int | None,
+    tell: Callable[[str], None] | None,
+) -> tuple[int, int]:
+    opened = given.opened
+    return allot(
+        workers, max_memory, tell,
+        num_columns=len(spec.columns(recipe.config)),
+        batch_bars=BATCH_BARS if opened is None else MAX_BATCH_BARS,
+        decoding_bytes=DECODING_BYTES if opened is None else opened.decoding_bytes,
+        at_once=len(given.members),
+    )  # fmt: skip
+
+
+def _standing(target: Path, given: set[str], recipe: Recipe, *, prune: bool) -> dict[str, str]:
+    """Instruments that stand and may stay, or a refusal to replace what stands."""
+    if identity(target) is None:
+        return {}
+    if recipe.force:
+        require_ours(target)
+    try:
+        attributes = read_attributes(target)
+        if attributes.get("kind") != "universe":
+            raise StoreError(
+                f"{target} holds one instrument, not a universe; pass --force to replace it, or "
+                "build into another folder"
+            )
+        groups = dict(attributes["instruments"])
+        config = FeatureConfig.from_dict(attributes["config"])
+    except (StoreError, KeyError, TypeError, ValueError):
+        if recipe.force:
+            return {}  # nothing in it that can be told
+        raise
+    if not recipe.force:
+        require_config(target, config, recipe.config)
+    elif config != recipe.config:
+        others = [symbol for symbol in groups if symbol not in given]
+        if others and not prune:
+            raise StoreError(
+                f"{target} holds {len(others)} instruments of another configuration whose input "
+                f"is not given, such as {others[0]}; give it too, or pass --prune to remove them"
+            )
+        return {}
+    return groups
+
+
+def _unchanged(
+    given: Input, target: Path, recipe: Recipe, runner: Runner, standing: dict[str, str]
+) -> set[str]:
+    known = [member for member in given.members if member.symbol in standing]
+    found = runner.look(Work(recipe, target, target), known, check_files=False)
+    return {member.symbol for member, made in found if made}
+
+
+@contextlib.contextmanager
+def _kept_for_the_next(folder: Path, changed: list[Member]) -> Iterator[None]:
+    """Clear a folder of all but what is finished of some instruments; again if it is left early."""
+    groups = {group_name(member.symbol) for member in changed}
+    keep = groups | {f".{group}.building" for group in groups}
+    clear_folder(folder, keep)
+    try:
+        yield
+    except BarsError:
+        clear_folder(folder)
+        raise
+    except BaseException:
+        clear_folder(folder, keep)
+        raise
+
+
+def _finish(build: _Build, standing: dict[str, str]) -> None:
+    """Leave nothing but the instruments, and write what says which they are."""
+    stays = {BUILT, UNCHANGED, KEPT}
+    order = [*(member.symbol for member in build.given.members), *standing]
+    symbols = [
+        symbol
+        for symbol in dict.fromkeys(order)
+        if build.outcomes[symbol].status in stays
+        or (build.outcomes[symbol].status == FAILED and symbol in standing)
+    ]
+    if not symbols:
+        first = next(iter(build.outcomes.values()))
+        raise BarsError(
+            f"none of {len(build.outcomes)} instruments can be built; the first: {first.detail}"
+        )
+    clear_folder(build.folder, keep={group_name(symbol) for symbol in symbols})
+    source = build.given.source
+    write_universe(build.folder, symbols, universe_attributes(build.recipe.config, source))
+
+
+def _report(target: Path, outcomes: dict[str, Outcome], clock: Clock, **told: Any) -> BuildReport:
+    counts = {name: sum(getattr(one, name) for one in outcomes.values()) for name in COUNTS}
+    in_order = tuple(outcomes[symbol] for symbol in sorted(outcomes))
+    return BuildReport(
+        target, summarise(target), clock.report(), outcomes=in_order, **counts, **told
+    )
