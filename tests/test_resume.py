@@ -98,14 +98,14 @@ class TestTakenOver:
         one, other = frame(bars[: 2 * CHUNK + 5], "A/B"), frame(walk(CHUNK + 300, seed=5), "C")
         table = one.vstack(other)
         target = tmp_path / "u.zarr"
-        left = cut_off(table, target, 1)  # one instrument is finished, the other one perhaps
+        left = cut_off(table, target, 1, num_finished=0)  # one instrument, and perhaps the other
         assert {"A%2FB", "C"} & set(names_in(left))
         report = mf.build(table, target, CONFIG)
         assert report.num_resumed >= 2
         mf.build(table, tmp_path / "v.zarr", CONFIG)
         assert tree(target) == tree(tmp_path / "v.zarr")
         # Of what is left of a universe, nothing is left of a single store.
-        cut_off(table, tmp_path / "w.zarr", 1)
+        cut_off(table, tmp_path / "w.zarr", 1, num_finished=0)
         mf.build(bars, tmp_path / "w.zarr", CONFIG)
         assert_store_holds(mf.open_store(tmp_path / "w.zarr"), bars, CONFIG)
         assert "A%2FB" not in names_in(tmp_path / "w.zarr")
