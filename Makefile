@@ -53,7 +53,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv "$(VENV)" >/dev/null 2>&1 || $(PYTHON) -m venv --clear --without-pip "$(VENV)"
 	if [ -x "$(VENV)/bin/pip" ]; then set -- $(PY) -m pip; \
 	else set -- $(PYTHON) -m pip --python $(PY); fi; \
-	"$$@" install --quiet --disable-pip-version-check -e '.[charts,train,tensorboard,mlflow,dev]' -c constraints.txt
+	"$$@" install --quiet --disable-pip-version-check -e '.[charts,train,tensorboard,mlflow,remote,dask,dev]' -c constraints.txt
 	touch "$(INSTALLED)"
 
 clean:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moola_features.building.append import append as append_bars
 from moola_features.building.append import config_of
@@ -15,12 +17,18 @@ from moola_features.building.recipe import Recipe
 from moola_features.building.report import BuildReport, Progress
 from moola_features.config import FeatureConfig
 from moola_features.engine import resolve_workers
-from moola_features.errors import StoreError
+from moola_features.errors import ConfigError, StoreError
+from moola_features.remote.building import build_remote_instrument, build_remote_universe
+from moola_features.remote.objects import is_remote, local_path
+from moola_features.remote.transfer import at_hand
 from moola_features.store import open_store
 from moola_features.universe.building import build_universe
-from moola_features.universe.inputs import files_of, names_files
+from moola_features.universe.inputs import Input, files_of, names_files
 from moola_features.universe.sorting import symbols_of
 from moola_features.versions import versions
+
+if TYPE_CHECKING:
+    from moola_features.cluster.dask import Dask
 
 __all__ = ["BuildReport", "build"]
 
@@ -35,6 +43,7 @@ def build(
     force: bool = False,
     append: bool = False,
     prune: bool = False,
+    dask: str | None = None,
     workers: int | None = None,
     max_memory: int | str | None = None,
     progress: Progress | None = None,
@@ -52,9 +61,9 @@ def build(
     source
         Path of a bar file, or anything else that :func:`read_bars` takes. A list of files, a
         folder of them, a pattern such as ``data/*.parquet``, or a source of several symbols
-        becomes a universe: one store for each, below one folder.
+        becomes a universe: one store for each, below one folder. Files may be addresses.
     path
-        Folder of the store.
+        Folder of the store, or an address such as ``s3://bucket/nq.zarr``.
     config
         What to compute; the standard profile when None.
     column_map
@@ -70,6 +79,10 @@ def build(
         append to, or with ``force``, one is built of the source alone.
     prune
         Remove instruments of a universe whose input is not given; they stay by default.
+    dask
+        Address of a Dask scheduler, such as ``tcp://host:8786``, whose workers reach the input and
+        the target by the same paths or addresses: they build whole instruments, or chunk ranges of
+        one that is a Parquet file. The bytes of the store do not depend on it.
     workers
         Threads that compute and write, besides the one that reads; one for each core when None.
         The bytes of the store do not depend on it.
@@ -99,10 +112,15 @@ def build(
     OutputError
         A full disk, no permission, or another build of the same target.
     """
-    num_workers = resolve_workers(workers)
-    limit = None if max_memory is None else parse_size(max_memory)
-    target = Path(path)
-    found = identity(target)
+    place = local_path(path)
+    many: dict[str, Any] = {
+        "prune": prune, "progress": progress, "tell": tell,
+        "max_memory": None if max_memory is None else parse_size(max_memory),
+    }  # fmt: skip
+    target = Path(place)
+    found = None if is_remote(place) else identity(target)
+    if append and is_remote(place):
+        raise StoreError(f"{place} cannot be appended to; build it anew, without --append")
     grow = append and not force and found is not None
     if grow:
         config = config_of(target, config)
@@ -110,22 +128,87 @@ def build(
         config=config or FeatureConfig(), column_map=column_map, on_bad_bars=on_bad_bars,
         force=force, append=grow,
     )  # fmt: skip
-    many: dict[str, Any] = {"prune": prune, "max_memory": limit, "progress": progress, "tell": tell}
-    if names_files(source):
-        return build_universe(files_of(source), target, recipe, num_workers, **many)
-    job = Job.open(source, recipe, workers=num_workers, max_memory=limit, progress=progress)
-    if len(job.opened.symbols) > 1 and not grow:
+    with _runner(dask) as runner:
+        order = Order(place, found, recipe, resolve_workers(workers), runner, many)
+        if names_files(source):
+            return _build_universe(files_of(source), order)
+        with at_hand(source) as near:
+            return _build_source(near, source, order)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be built where, and by whom.
+
+    Attributes
+    ----------
+    place
+        The target.
+    found
+        What :func:`identity` tells of it.
+    recipe
+        Settings.
+    workers
+        Threads.
+    runner
+        A cluster; None for this machine.
+    options
+        ``prune``, ``max_memory``, ``progress`` and ``tell``, as for :func:`build`.
+    """
+
+    place: str | Path
+    found: tuple[int, ...] | None
+    recipe: Recipe
+    workers: int
+    runner: Dask | None
+    options: dict[str, Any]
+
+
+def _build_source(near: Any, source: Any, order: Order) -> BuildReport:
+    """Build what one source holds; ``near`` is a copy of it on this machine, or itself."""
+    recipe, place, target = order.recipe, order.place, Path(order.place)
+    told = order.options
+    job = Job.open(
+        near, recipe, workers=order.workers,
+        max_memory=told["max_memory"], progress=told["progress"],
+    )  # fmt: skip
+    if len(job.opened.symbols) > 1 and not recipe.append:
         opened: Any = job.opened  # from a file or from memory: no source of one symbol
-        given = symbols_of(opened, job.settings)
-        return build_universe(given, target, recipe, num_workers, clock=job.clock, **many)
-    if found and force:
+        return _build_universe(symbols_of(opened, job.settings), order, clock=job.clock)
+    if is_remote(place) and order.runner is None:
+        return build_remote_instrument(job, str(place), recipe, told["tell"])
+    if order.found and recipe.force:
         require_ours(target)
-    elif found and not grow and _is_up_to_date(target, job):
+    elif order.found and not recipe.append and _is_up_to_date(target, job):
         return job.report(target)
-    job.begin(tell)
-    if grow:
+    if order.runner is not None:
+        from moola_features.cluster.alone import build_on_cluster
+
+        return build_on_cluster(job, source, place, recipe, order.runner)
+    job.begin(told["tell"])
+    if recipe.append:
         return append_bars(job, target)
-    return make(job, target, found, force=force)
+    return make(job, target, order.found, force=recipe.force)
+
+
+def _runner(address: str | None) -> contextlib.AbstractContextManager[Dask | None]:
+    if address is None:
+        return contextlib.nullcontext()
+    from moola_features.cluster.dask import Dask
+
+    return Dask(address)
+
+
+def _build_universe(given: Input, order: Order, **clock: Any) -> BuildReport:
+    told = {**order.options, **clock, "runner": order.runner}
+    if not is_remote(order.place):
+        return build_universe(given, Path(order.place), order.recipe, order.workers, **told)
+    if order.runner is not None and given.opened is not None:
+        raise ConfigError(
+            f"{order.place} is an address: there, a cluster cannot tell the symbols of one source "
+            "apart; build without --dask, or give a file for each symbol"
+        )
+    return build_remote_universe(given, str(order.place), order.recipe, order.workers, **told)
 
 
 def _is_up_to_date(target: Path, job: Job) -> bool:

@@ -19,6 +19,7 @@ from moola_features import __version__, spec  # noqa: E402
 from moola_features.command import CONTEXT, command_of, json_option, run  # noqa: E402
 from moola_features.config import PROFILES, FeatureConfig  # noqa: E402
 from moola_features.errors import ConfigError  # noqa: E402
+from moola_features.remote.objects import is_remote, local_path  # noqa: E402
 from moola_features.terminal import (  # noqa: E402
     count,
     print_fields,
@@ -34,7 +35,34 @@ if TYPE_CHECKING:
     from moola_features.building.report import BuildReport
     from moola_features.store.summary import Summary
 
-_FOLDER = click.Path(path_type=Path)
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Path | str]
+else:
+    _ParamType = click.ParamType  # which older versions of click do not let be subscripted
+
+
+class _Place(_ParamType):
+    """A path on this machine, or for those who can do with one an address in an object store."""
+
+    name = "path"
+
+    def __init__(self, *, may_be_remote: bool) -> None:
+        self.may_be_remote = may_be_remote
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Path | str:
+        place = local_path(str(value))
+        if not is_remote(place):
+            return Path(place)
+        if not self.may_be_remote:
+            self.fail(f"{value} is an address; copy what is there to this machine", param, context)
+        return str(place)
+
+
+_FOLDER = _Place(may_be_remote=False)
+_PLACE = _Place(may_be_remote=True)
 # Columns of the table of a universe.
 _SORTABLE = ("instrument", "bars", "from", "to", "segments", "flat", "valid", "dropped", "size")
 
@@ -94,7 +122,9 @@ def _config_of(values: dict[str, Any]) -> FeatureConfig:
 
 @_command
 @click.argument("bars", nargs=-1, required=True)
-@click.option("-o", "--output", "store", type=_FOLDER, required=True, help="Folder of the store.")
+@click.option(
+    "-o", "--output", "store", type=_PLACE, required=True, help="Folder of the store, or address."
+)
 @_config_options
 @_map_option
 @click.option(
@@ -104,17 +134,19 @@ def _config_of(values: dict[str, Any]) -> FeatureConfig:
 @click.option("--force", is_flag=True, help="Replace a store of another input or configuration.")
 @click.option("--append", is_flag=True, help="Add what is new in BARS to the store.")
 @click.option("--prune", is_flag=True, help="Remove instruments whose input is not given any more.")
+@click.option("--dask", metavar="ADDRESS", help="Run on a cluster, such as tcp://host:8786.")
 @click.option("--workers", type=click.IntRange(1), help="Threads; one a core when left out.")
 @click.option("--max-memory", metavar="500MB", help="Lower the number of workers until it fits.")
 @json_option
 def build(
     bars: tuple[str, ...],
-    store: Path,
+    store: Path | str,
     mapping: dict[str, str] | None,
     on_bad_bars: str,
     force: bool,
     append: bool,
     prune: bool,
+    dask: str | None,
     workers: int | None,
     max_memory: str | None,
     as_json: bool,
@@ -123,7 +155,8 @@ def build(
     """Compute the features of BARS (Parquet, CSV or Arrow) into a store.
 
     Several files, a folder, a quoted pattern such as 'data/*.parquet' or a file of several symbols
-    become a universe: a store for each instrument, below one folder. One that cannot be built is
+    become a universe: a store for each instrument, below one folder. Addresses such as
+    s3://bucket/nq.parquet will do, for BARS and for the store. One that cannot be built is
     reported and does not stop the others; the exit code is then 1.
     """
     from moola_features.builder import build as build_store
@@ -137,6 +170,7 @@ def build(
         report = build_store(
             source, store, config,
             column_map=mapping, on_bad_bars=on_bad_bars, force=force, append=append, prune=prune,
+            dask=dask,
             workers=workers, max_memory=max_memory, progress=progress,
             tell=lambda line: click.echo(line, err=True),
         )  # fmt: skip
@@ -232,14 +266,14 @@ def _print_universe(summaries: tuple[Summary, ...]) -> None:
 
 
 @_command
-@click.argument("store", type=_FOLDER)
+@click.argument("store", type=_PLACE)
 @click.option(
     "--sort", "by", type=click.Choice(_SORTABLE), metavar="COLUMN",
     help=f"Order instruments by a column: {', '.join(_SORTABLE)}.",
 )  # fmt: skip
 @click.option("--reverse", is_flag=True, help="Largest first.")
 @json_option
-def info(store: Path, by: str | None, reverse: bool, as_json: bool) -> None:
+def info(store: Path | str, by: str | None, reverse: bool, as_json: bool) -> None:
     """Say what is in STORE."""
     from moola_features.store.summary import summarise
 

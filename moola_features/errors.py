@@ -31,6 +31,10 @@ class OutputError(MoolaError, OSError):
     """Something could not be written: a full disk, a missing folder, no permission."""
 
 
+class RemoteError(OutputError):
+    """An object store, or a cluster, that cannot be reached or that refuses."""
+
+
 class WindowError(MoolaError, ValueError):
     """Windows asked for with a length, a stride or a buffer that cannot work."""
 

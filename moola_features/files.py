@@ -19,13 +19,15 @@ _RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
-def replaced_file(path: str | Path) -> Iterator[Path]:
+def replaced_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a path beside the target; on success it is flushed to disk and renamed over it.
 
     Parameters
     ----------
     path
         The file to make or replace.
+    durable
+        Whether it is flushed to the disk first; not needed where it can be had again.
 
     Yields
     ------
@@ -47,9 +49,11 @@ def replaced_file(path: str | Path) -> Iterator[Path]:
         beside = place.with_name(f".{uuid.uuid4().hex[:8]}-{place.name}")
         try:
             yield beside
-            _flush(beside)
+            if durable:
+                _flush(beside)
             os.replace(beside, place)
-            _flush(place.parent)
+            if durable:
+                _flush(place.parent)
         finally:
             beside.unlink(missing_ok=True)
 

@@ -213,8 +213,8 @@ def run_stretch(
         guess = truth = None
         if not stretch.is_independent:
             if not start.done() and stretch.before is not None:
-                _warm_up(carried, stretch.before, stretch.age)
-                guess = carried.freeze()
+                guess = guess_state(config, stretch.before, stretch.age)
+                carried.thaw(guess)
                 _run(carried, stretch, values, valid)
             truth = start.result()
         if truth is not None and guess != truth:
@@ -226,6 +226,13 @@ def run_stretch(
         end.set_exception(error)
         raise
     return Computed(guessed=guess is not None, redone=guess not in (None, truth))
+
+
+def guess_state(config: FeatureConfig, before: Bars, age: int) -> bytes:
+    """Guess the state behind some bars of a segment that has ``age`` more before them."""
+    carried = FeaturePass(config)
+    _warm_up(carried, before, age)
+    return carried.freeze()
 
 
 def join(pieces: list[Bars]) -> Bars:

@@ -56,7 +56,7 @@ def test_every_worker_takes_as_much(resident):
     assert wider - one == 65_536 * 8 * 4
     assert memory.predicted_bytes(1, **sizes(at_once=11)) == one
     several = memory.predicted_bytes(2, **sizes(at_once=11))
-    assert several - two == (2 + 1) * 65_536 * 40 + 3 * 1_000 * 40
+    assert several - two == (2 + 1) * 65_536 * 40 + 3 * 1_000 * 40 + MB + 48 * MB
 
 
 def test_fewer_workers(resident):

@@ -98,9 +98,7 @@ class TestTakenOver:
         one, other = frame(bars[: 2 * CHUNK + 5], "A/B"), frame(walk(CHUNK + 300, seed=5), "C")
         table = one.vstack(other)
         target = tmp_path / "u.zarr"
-        left = cut_off(
-            table, target, 1, num_finished=0
-        )  # one instrument is finished, the other one perhaps
+        left = cut_off(table, target, 1, num_finished=0)  # one instrument, and perhaps the other
         assert {"A%2FB", "C"} & set(names_in(left))
         report = mf.build(table, target, CONFIG)
         assert report.num_resumed >= 2

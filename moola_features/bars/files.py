@@ -6,6 +6,7 @@ What a file holds is told by its first bytes. Every file is decoded piece by pie
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,8 @@ class Reader:
         Whether numbers are stored as text.
     path
         The file, None for what lies in memory.
+    first_row
+        Number of the first row, of a part of a source.
     decoding_bytes
         Memory that a pass takes at most, besides what it yields: measured, with the pages of
         libraries that it is the first to touch.
@@ -61,7 +64,12 @@ class Reader:
     names: list[str]
     from_text = False
     path: Path | None = None
+    first_row = 0
     decoding_bytes = DECODING_BYTES
+
+    def part(self, start: int, stop: int) -> Reader | None:
+        """Return a reader of rows ``start:stop`` alone; None where that would read all of them."""
+        return None
 
     def count_rows(self, columns: list[str]) -> int | None:
         """Number of rows of these columns, None where only reading would tell."""
@@ -128,14 +136,38 @@ class _ParquetReader(Reader):
         with self._open() as file:
             self.names = file.schema_arrow.names
             self._num_rows = int(file.metadata.num_rows)
+        self._rows = range(self._num_rows)
+
+    def part(self, start: int, stop: int) -> Reader:
+        found = copy.copy(self)
+        found._rows = self._rows[start:stop]
+        found.first_row = found._rows.start
+        return found
 
     def count_rows(self, columns: list[str]) -> int:
-        return self._num_rows
+        return len(self._rows)
 
     def frames(self, columns: list[str], batch_rows: int) -> Iterator[pl.DataFrame]:
         with self._open() as file:
-            for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
-                yield _as_frame(batch)
+            groups, row = self._row_groups(file)
+            batches = file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=columns)
+            for batch in batches:
+                start = max(self._rows.start - row, 0)
+                length = min(self._rows.stop - row, len(batch)) - start
+                row += len(batch)
+                if length > 0:
+                    yield _as_frame(batch.slice(start, length))
+
+    def _row_groups(self, file: pyarrow.parquet.ParquetFile) -> tuple[list[int], int]:
+        """Row groups that hold the rows, and the number of the first row in them."""
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+        groups = [
+            i
+            for i in range(len(sizes))
+            if starts[i] < self._rows.stop and self._rows.start < starts[i + 1]
+        ]
+        return groups, starts[groups[0]] if groups else 0
 
     def _open(self) -> pyarrow.parquet.ParquetFile:
         # By default Arrow fetches all column chunks ahead and keeps them to the end of the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -257,6 +258,26 @@ class BarSource:
                     raise
                 refused.setdefault(name, error)
 
+    def part(self, start: int, stop: int) -> BarSource | None:
+        """Return rows ``start:stop`` as a source of their own, which messages number as here.
+
+        None where the format does not let a part be read without what is before it.
+        """
+        reader = self._reader.part(start, stop)
+        if reader is None:
+            return None
+        found = copy.copy(self)
+        found._reader = reader
+        found.num_rows = reader.count_rows(self.columns.names)
+        found.dropped, found.rows_read = {}, 0
+        return found
+
+    def times(self) -> Iterator[Int64]:
+        """Yield the times alone, unchecked, int64 ``[n]`` in ns."""
+        read_time = TimeReader()
+        for frame in self._frames(list(self.columns.time)):
+            yield read_time([frame[name] for name in self.columns.time])
+
     def progress(self) -> float | None:
         """Share of the source that the current or last pass has read, None if unknown."""
         if self.num_rows is None:
@@ -294,7 +315,7 @@ class BarSource:
     def _arrays(self) -> Iterator[tuple[int, pl.DataFrame, BarArrays]]:
         """Number of the first row, the frame as it was read, and its five arrays."""
         read_time = TimeReader()
-        first_row = 0
+        first_row = self._reader.first_row
         for frame in self._frames(self.columns.names):
             time = read_time([frame[name] for name in self.columns.time])
             open, high, low, close = (

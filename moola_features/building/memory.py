@@ -15,6 +15,7 @@ from moola_features.store.layout import CHUNK_BARS, bar_arrays, chunk_bytes
 
 _BAR_BYTES = 40  # time and four prices
 _COPIES = 3  # of a batch while it is decoded: as the file has it, converted, and cut
+_THREAD_BYTES = 48_000_000  # of memory that allocators keep for one more thread that decodes
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -59,7 +60,8 @@ def predicted_bytes(
     instruments = min(workers, at_once)
     waiting = (workers + instruments * (AHEAD + 1)) * CHUNK_BARS * _BAR_BYTES
     decoded = instruments * _COPIES * batch_bars * _BAR_BYTES
-    return resident_bytes() + decoding_bytes + buffers + waiting + decoded
+    decoding = decoding_bytes + (instruments - 1) * (decoding_bytes + _THREAD_BYTES)
+    return resident_bytes() + decoding + buffers + waiting + decoded
 
 
 def fitting_workers(workers: int, max_memory: int | None, **sizes: int) -> tuple[int, int]:

@@ -48,7 +48,7 @@ class BuildReport:
         What came of each instrument of a universe, by symbol; () for one instrument.
     """
 
-    path: Path
+    path: Path | str
     instruments: tuple[Summary, ...]
     seconds: dict[str, float]
     up_to_date: bool = False

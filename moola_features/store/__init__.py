@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moola_features.config import FeatureConfig
 from moola_features.errors import MoolaError, StoreError, StoreNotFoundError
+from moola_features.remote.objects import is_remote, local_path
 from moola_features.store.checksums import require_intact
 from moola_features.store.layout import (
     FORMAT,
@@ -175,10 +176,7 @@ class Store:
             raise StoreError(f"{path} cannot be read: {error.strerror}; {_REBUILD}") from error
         shape = (len(segments) // 2, 2)
         self._check_metadata("segments", SEGMENTS, shape, shape)
-        # Each begins where the one before it ends: one run of bounds from 0 to the last bar.
-        bounds = np.concatenate([[0], segments[1::2]])
-        whole = len(segments) % 2 == 0 and np.array_equal(bounds[:-1], segments[::2])
-        if not whole or (np.diff(bounds) <= 0).any() or bounds[-1] != self.num_bars:
+        if len(segments) % 2 or not cuts(segments, self.num_bars):
             raise StoreError(f"{path} does not cut {self.num_bars} bars into segments; {_REBUILD}")
         segments = segments.reshape(shape).astype(np.int64, copy=False)
         segments.flags.writeable = False
@@ -264,9 +262,9 @@ class Universe(Mapping[str, Store]):
         WindowError
             A length or stride below 1, or a symbol that is not there.
         """
-        from moola_features.universe.windows import UniverseWindows
+        from moola_features.universe.windows import index_universe
 
-        return UniverseWindows.of(self, length, stride, start=start, stop=stop, symbols=symbols)
+        return index_universe(self, length, stride, start=start, stop=stop, symbols=symbols)
 
     def folder_of(self, symbol: str) -> Path:
         """Return where the store of an instrument lies."""
@@ -290,11 +288,12 @@ def open_store(
     Parameters
     ----------
     path
-        Folder that ``build`` made.
+        Folder that ``build`` made, or an address such as ``s3://bucket/universe.zarr``.
     config
         When given, the configuration that the store must have been built with.
     check
-        Whether to read every file and compare its checksum: some seconds for a gigabyte.
+        Whether to read every file and compare its checksum: some seconds for a gigabyte. What
+        comes from an address is compared in any case.
 
     Returns
     -------
@@ -310,10 +309,23 @@ def open_store(
         No store, an unfinished or damaged one, one of a newer format or of another
         configuration, or, with ``check``, without checksums; the message says what to do.
     """
-    folder = Path(path)
+    place = local_path(path)
+    if is_remote(place):
+        return _open_remote(str(place), config)
+    folder = Path(place)
     opened = undisturbed(folder, lambda: _open(folder, check))
     if config is not None:
         for store in opened.values() if isinstance(opened, Universe) else [opened]:
+            require_config(store.path, store.config, config)
+    return opened
+
+
+def _open_remote(address: str, config: FeatureConfig | None) -> Any:
+    from moola_features.remote.store import RemoteStore, open_remote
+
+    opened = open_remote(address)
+    if config is not None:
+        for store in [opened] if isinstance(opened, RemoteStore) else opened.values():
             require_config(store.path, store.config, config)
     return opened
 
@@ -329,6 +341,13 @@ def _open(folder: Path, check: bool) -> Store | Universe:
     for store in universe.values() if check else ():
         require_intact(store.path, store.attributes, len(store.names))
     return universe
+
+
+def cuts(bounds: NDArray[np.int64], num_bars: int) -> bool:
+    """Whether pairs of bounds cut bars into segments: one begins where the one before it ends."""
+    edges = np.concatenate([[0], bounds[1::2]])
+    in_turn = np.array_equal(edges[:-1], bounds[::2]) and (np.diff(edges) > 0).all()
+    return bool(in_turn and edges[-1] == num_bars)
 
 
 def undisturbed(folder: Path, read: Callable[[], _Found]) -> _Found:
@@ -376,7 +395,11 @@ def read_attributes(folder: Path) -> dict[str, Any]:
         raise StoreError(
             f"{folder} cannot be read: {error.strerror}; mend its permissions"
         ) from error
-    document = read_json(folder / METADATA, f"store {folder}")
+    return attributes_in(read_json(folder / METADATA, f"store {folder}"), folder)
+
+
+def attributes_in(document: dict[str, Any], folder: Path | str) -> dict[str, Any]:
+    """Check the attributes in a group's metadata; ``folder`` is what messages call it."""
     attributes = document.get("attributes")
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
         raise StoreError(f"{folder} is a Zarr group that moola did not make; give another folder")
@@ -391,7 +414,7 @@ def read_attributes(folder: Path) -> dict[str, Any]:
     return attributes
 
 
-def require_config(path: Path, known: FeatureConfig, config: FeatureConfig) -> None:
+def require_config(path: Path | str, known: FeatureConfig, config: FeatureConfig) -> None:
     """Refuse a store of another configuration, naming the first setting that differs."""
     for name, wanted in config.to_dict().items():
         found = getattr(known, name)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from moola_features.errors import StoreError
+from moola_features.remote.objects import is_remote, local_path
 from moola_features.store import read_attributes, undisturbed
+from moola_features.store.layout import bar_arrays, chunk_bytes, num_chunks
+
+_AT_ONCE = 16  # requests
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Summary:
         The configuration, the input's name and SHA-256, the versions it was built with.
     """
 
-    path: Path
+    path: Path | str
     symbol: str | None
     num_bars: int
     num_segments: int
@@ -62,7 +67,7 @@ def summarise(path: str | Path) -> tuple[Summary, ...]:
     Parameters
     ----------
     path
-        Folder that ``build`` made.
+        Folder that ``build`` made, or an address.
 
     Returns
     -------
@@ -74,7 +79,10 @@ def summarise(path: str | Path) -> tuple[Summary, ...]:
     StoreNotFoundError, StoreError
         As for :func:`open_store`.
     """
-    folder = Path(path)
+    place = local_path(path)
+    if is_remote(place):
+        return _remote_summaries(str(place))
+    folder = Path(place)
     return undisturbed(folder, lambda: _summaries(folder))
 
 
@@ -86,7 +94,22 @@ def _summaries(folder: Path) -> tuple[Summary, ...]:
     return (_summary(folder, attributes),)
 
 
-def _summary(folder: Path, attributes: dict[str, Any]) -> Summary:
+def _remote_summaries(address: str) -> tuple[Summary, ...]:
+    from moola_features.remote.objects import Objects
+    from moola_features.remote.store import remote_attributes
+
+    objects = Objects(address)
+    attributes = remote_attributes(objects)
+    if attributes.get("kind") != "universe":
+        return (_summary(address, attributes),)
+    places = [objects.below(group) for group in attributes["instruments"].values()]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:  # each waits for the network
+        return tuple(
+            threads.map(lambda place: _summary(place.address, remote_attributes(place)), places)
+        )
+
+
+def _summary(folder: Path | str, attributes: dict[str, Any]) -> Summary:
     kept = (
         "symbol", "num_bars", "num_segments", "num_valid", "num_flat", "first_time", "last_time",
         "gaps", "dropped", "config", "input", "versions",
@@ -97,9 +120,16 @@ def _summary(folder: Path, attributes: dict[str, Any]) -> Summary:
     return Summary(
         path=folder,
         num_features=len(attributes["features"]),
-        num_bytes=_bytes_below(folder),
+        num_bytes=_bytes_below(folder) if isinstance(folder, Path) else _bytes_of(attributes),
         **{name: attributes[name] for name in kept},
     )
+
+
+def _bytes_of(attributes: dict[str, Any]) -> int:
+    """Size of a store's values, of which an object store is not asked file by file."""
+    arrays = bar_arrays(len(attributes["features"])).values()
+    per_chunk = sum(chunk_bytes(array) for array in arrays)
+    return num_chunks(attributes["num_bars"]) * per_chunk
 
 
 def _bytes_below(folder: str | Path) -> int:

@@ -47,8 +47,22 @@ _SORTED = ".sorted"  # below the universe under way: a file of bars for each sym
 
 
 @dataclass
-class _Build:
-    """What goes on while a universe is built."""
+class Build:
+    """What goes on while a universe is built.
+
+    Attributes
+    ----------
+    given
+        The instruments.
+    folder, target
+        The universe under way, and the one that it will take the place of.
+    recipe, runner, progress
+        As for :func:`build_universe`.
+    address
+        Where finished instruments go, if that is in an object store.
+    outcomes
+        What came of each instrument so far.
+    """
 
     given: Input
     folder: Path
@@ -56,9 +70,11 @@ class _Build:
     recipe: Recipe
     runner: Runner
     progress: Progress
+    address: str | None = None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     def tell(self, outcome: Outcome) -> None:
+        """Take what came of an instrument."""
         self.outcomes[outcome.symbol] = outcome
         told = sum(one.status not in (KEPT, REMOVED) for one in self.outcomes.values())
         self.progress(told, len(self.given.members))
@@ -66,8 +82,9 @@ class _Build:
     def run(self, members: list[Member], workers: int) -> None:
         """Build instruments, but those that an earlier attempt has finished."""
         each = max(1, workers // max(len(members), 1))
-        work = Work(self.recipe, self.folder, self.target, each)
+        work = Work(self.recipe, self.folder, self.target, each, self.address)
         begun = [m for m in members if (self.folder / group_name(m.symbol)).exists()]
+        begun = begun if self.address is None else []
         finished = set()
         for member, whole in self.runner.look(work, begun, check_files=True):
             if whole:
@@ -153,19 +170,19 @@ def build_universe(
     missing = [symbol for symbol in standing if symbol not in symbols]
     predicted = 0
     if runner is None:
-        workers, predicted = _fit(given, recipe, workers, max_memory, tell)
+        workers, predicted = fit(given, recipe, workers, max_memory, tell)
         runner = Threads(workers)
     with clock.measure("read"):
         unchanged = set() if recipe.force else _unchanged(given, target, recipe, runner, standing)
     done = {symbol: Outcome(symbol, UNCHANGED) for symbol in unchanged}
     done |= {symbol: Outcome(symbol, REMOVED if prune else KEPT) for symbol in missing}
     if unchanged >= symbols and not (prune and missing):
-        return _report(target, done, clock, up_to_date=True)
+        return report_of(target, done, clock, up_to_date=True)
     load_kernel(recipe.config, clock)
     with replaced_folder(target, resumable=True) as folder:
         if identity(target) != found and not recipe.force:
             raise StoreError(f"{target} was built by another process meanwhile; build again")
-        build = _Build(given, folder, target, recipe, runner, progress or _tell_nobody)
+        build = Build(given, folder, target, recipe, runner, progress or tell_nobody)
         changed = [member for member in given.members if member.symbol not in unchanged]
         began = time.perf_counter()
         with _kept_for_the_next(folder, changed):
@@ -181,23 +198,24 @@ def build_universe(
         clock.spread(time.perf_counter() - began, [x.seconds for x in build.outcomes.values()])
         began = time.perf_counter()
     clock.seconds["write"] += time.perf_counter() - began
-    return _report(
+    return report_of(
         target, build.outcomes, clock,
         workers=workers, predicted_bytes=predicted, peak_bytes=peak_bytes(),
     )  # fmt: skip
 
 
-def _tell_nobody(_done: int, _total: int | None) -> None:
+def tell_nobody(_done: int, _total: int | None) -> None:
     """Progress that none asked for."""
 
 
-def _fit(
+def fit(
     given: Input,
     recipe: Recipe,
     workers: int,
     max_memory: int | None,
     tell: Callable[[str], None] | None,
 ) -> tuple[int, int]:
+    """Lower the number of workers to what fits into memory; return it, and what it will take."""
     opened = given.opened
     return allot(
         workers, max_memory, tell,
@@ -216,24 +234,39 @@ def _standing(target: Path, given: set[str], recipe: Recipe, *, prune: bool) -> 
         require_ours(target)
     try:
         attributes = read_attributes(target)
-        if attributes.get("kind") != "universe":
-            raise StoreError(
-                f"{target} holds one instrument, not a universe; pass --force to replace it, or "
-                "build into another folder"
-            )
-        groups = dict(attributes["instruments"])
-        config = FeatureConfig.from_dict(attributes["config"])
-    except (StoreError, KeyError, TypeError, ValueError):
+    except StoreError:
         if recipe.force:
             return {}  # nothing in it that can be told
         raise
+    return standing_in(attributes, target, given, recipe, prune=prune)
+
+
+def standing_in(
+    attributes: dict[str, Any], where: Path | str, given: set[str], recipe: Recipe, *, prune: bool
+) -> dict[str, str]:
+    """Group by symbol of the instruments that a universe's attributes tell and that may stay.
+
+    Raises
+    ------
+    StoreError
+        Something else stands there, or of another configuration, and is not to be replaced.
+    """
+    groups = attributes.get("instruments")
+    if attributes.get("kind") != "universe" or not isinstance(groups, dict):
+        if recipe.force:
+            return {}
+        raise StoreError(
+            f"{where} holds one instrument, not a universe; pass --force to replace it, or build "
+            "into another folder"
+        )
+    config = FeatureConfig.from_dict(attributes["config"])
     if not recipe.force:
-        require_config(target, config, recipe.config)
+        require_config(where, config, recipe.config)
     elif config != recipe.config:
         others = [symbol for symbol in groups if symbol not in given]
         if others and not prune:
             raise StoreError(
-                f"{target} holds {len(others)} instruments of another configuration whose input "
+                f"{where} holds {len(others)} instruments of another configuration whose input "
                 f"is not given, such as {others[0]}; give it too, or pass --prune to remove them"
             )
         return {}
@@ -264,14 +297,27 @@ def _kept_for_the_next(folder: Path, changed: list[Member]) -> Iterator[None]:
         raise
 
 
-def _finish(build: _Build, standing: dict[str, str]) -> None:
+def _finish(build: Build, standing: dict[str, str]) -> None:
     """Leave nothing but the instruments, and write what says which they are."""
-    stays = {BUILT, UNCHANGED, KEPT}
+    symbols = symbols_left(build, standing)
+    clear_folder(build.folder, keep={group_name(symbol) for symbol in symbols})
+    source = build.given.source
+    write_universe(build.folder, symbols, universe_attributes(build.recipe.config, source))
+
+
+def symbols_left(build: Build, standing: dict[str, str]) -> list[str]:
+    """Instruments that the universe holds in the end, those that were given first.
+
+    Raises
+    ------
+    BarsError
+        Not one.
+    """
     order = [*(member.symbol for member in build.given.members), *standing]
     symbols = [
         symbol
         for symbol in dict.fromkeys(order)
-        if build.outcomes[symbol].status in stays
+        if build.outcomes[symbol].status in {BUILT, UNCHANGED, KEPT}
         or (build.outcomes[symbol].status == FAILED and symbol in standing)
     ]
     if not symbols:
@@ -279,12 +325,13 @@ def _finish(build: _Build, standing: dict[str, str]) -> None:
         raise BarsError(
             f"none of {len(build.outcomes)} instruments can be built; the first: {first.detail}"
         )
-    clear_folder(build.folder, keep={group_name(symbol) for symbol in symbols})
-    source = build.given.source
-    write_universe(build.folder, symbols, universe_attributes(build.recipe.config, source))
+    return symbols
 
 
-def _report(target: Path, outcomes: dict[str, Outcome], clock: Clock, **told: Any) -> BuildReport:
+def report_of(
+    target: Path | str, outcomes: dict[str, Outcome], clock: Clock, **told: Any
+) -> BuildReport:
+    """Return the report of a universe, by what came of each instrument."""
     counts = {name: sum(getattr(one, name) for one in outcomes.values()) for name in COUNTS}
     in_order = tuple(outcomes[symbol] for symbol in sorted(outcomes))
     return BuildReport(

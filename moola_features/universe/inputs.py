@@ -10,6 +10,7 @@ from typing import Any
 
 from moola_features.bars.sources import BarSource
 from moola_features.errors import BarsError, BarsNotFoundError
+from moola_features.remote.objects import is_remote, local_path, matching, split_address
 
 _KINDS = (".parquet", ".pq", ".csv", ".tsv", ".txt", ".arrow", ".feather", ".ipc")
 _PACKED = (".gz", ".bz2", ".zst", ".lz4")
@@ -59,7 +60,10 @@ def names_files(source: Any) -> bool:
         return bool(source) and all(isinstance(one, str | Path) for one in source)
     if not isinstance(source, str | Path):
         return False
-    path = Path(source)
+    place = local_path(source)
+    if is_remote(place):
+        return str(place).endswith("/") or glob.has_magic(split_address(str(place))[1])
+    source, path = place, Path(place)
     return path.is_dir() or (glob.has_magic(str(source)) and not path.exists())
 
 
@@ -84,7 +88,7 @@ def files_of(source: Any) -> Input:
         Two files of one name.
     """
     parts: Sequence[Any] = source if isinstance(source, list | tuple) else [source]
-    by_symbol: dict[str, Path] = {}
+    by_symbol: dict[str, Path | str] = {}
     for path in dict.fromkeys(path for part in parts for path in _files(str(part))):
         symbol = symbol_of(path)
         other = by_symbol.setdefault(symbol, path)
@@ -93,12 +97,12 @@ def files_of(source: Any) -> Input:
                 f"{other} and {path} would both be instrument {symbol!r}; rename one, or build "
                 "them into universes of their own"
             )
-    members = [Member(symbol, by_symbol[symbol], by_symbol[symbol].name) for symbol in by_symbol]
+    members = [Member(symbol, path, Path(path).name) for symbol, path in by_symbol.items()]
     members.sort(key=lambda member: member.symbol)
     return Input(members, {"source": "several files"})
 
 
-def symbol_of(path: Path) -> str:
+def symbol_of(path: Path | str) -> str:
     """Name an instrument by its file.
 
     Examples
@@ -106,7 +110,7 @@ def symbol_of(path: Path) -> str:
     >>> symbol_of(Path("data/BRK.B.csv.gz")), symbol_of(Path("ETHUSD.parquet"))
     ('BRK.B', 'ETHUSD')
     """
-    name = path.name
+    name = Path(path).name
     for suffixes in (_PACKED, _KINDS):
         suffix = next((one for one in suffixes if name.lower().endswith(one)), "")
         if len(suffix) < len(name):
@@ -114,8 +118,11 @@ def symbol_of(path: Path) -> str:
     return name
 
 
-def _files(text: str) -> list[Path]:
-    path = Path(text)
+def _files(text: str) -> Sequence[Path | str]:
+    place = local_path(text)
+    if is_remote(place):
+        return matching(text) if names_files(text) else [text]
+    text, path = str(place), Path(place)
     if path.is_dir():
         found = sorted(entry for entry in path.iterdir() if _is_named_like_bars(entry))
         if not found:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import operator
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from moola_features.config import FeatureConfig
 from moola_features.errors import StoreError, WindowError
 from moola_features.store.layout import CHUNK_BARS, bar_arrays, chunk_path, num_chunks
 from moola_features.times import TimeLike
@@ -33,6 +34,28 @@ if TYPE_CHECKING:
 # The system allows a process 65,530 mappings by default, and each chunk file is one. Instruments
 # beyond these are read with system calls, three for a window.
 MAX_MAPPED_FILES = 32_768
+
+
+class RowReader(Protocol):
+    """Rows of features that are read when they are asked for."""
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Return rows ``[n, F]``."""
+
+
+class Indexed(Protocol):
+    """What of a store it takes to index its windows."""
+
+    path: Any
+    names: tuple[str, ...]
+    config: FeatureConfig
+    segments: NDArray[np.int64]
+    features: Any
+    time: Any
+    valid: Any
+
+    def __len__(self) -> int:
+        """Number of bars."""
 
 
 class UniverseWindows:
@@ -53,10 +76,8 @@ class UniverseWindows:
 
     def __init__(
         self,
-        path: Path,
-        folders: Sequence[str],
         symbols: Sequence[str],
-        tables: list[NDArray[np.float32] | None],
+        tables: Sequence[NDArray[np.float32] | RowReader],
         runs: NDArray[np.int64],
         *,
         length: int,
@@ -67,63 +88,51 @@ class UniverseWindows:
         self.length = length
         self.stride = stride
         self.num_features = num_features
-        self._path = path
-        self._folders = folders
         self._tables = tables
         self._instrument, self._first, counts = runs.T
         self._offsets = np.concatenate([[0], np.cumsum(counts)])
-        # Holds the folder that was indexed, whatever takes its place.
-        self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._handle)
 
     @classmethod
     def of(
         cls,
-        universe: Universe,
+        stores: Iterable[tuple[str, Indexed, NDArray[np.float32] | RowReader]],
         length: int | None,
         stride: int,
         *,
         start: TimeLike | None,
         stop: TimeLike | None,
-        symbols: Sequence[str] | None,
     ) -> UniverseWindows:
-        """Index the valid windows; see :meth:`Universe.windows`."""
-        from moola_features.store import Store, undisturbed
+        """Index the valid windows of stores.
 
-        chosen = list(universe if symbols is None else symbols)
-        unknown = [symbol for symbol in chosen if symbol not in universe]
-        if unknown or not chosen:
-            found = repr(unknown[0]) if unknown else "no symbol"
-            listed = ", ".join(list(universe)[:20])
-            raise WindowError(f"symbols has {found}; choose among {listed}")
+        Parameters
+        ----------
+        stores
+            Symbol, store, and where its features are read from.
+        length, stride, start, stop
+            As for :meth:`Universe.windows`.
+        """
         step = positive("stride", stride)
         size = None if length is None else positive("length", length)
-
-        def index() -> UniverseWindows:
-            tables: list[NDArray[np.float32] | None] = []
-            runs, num_mapped, shape = [], 0, (0, 0)
-            for position, symbol in enumerate(chosen):
-                store = _open(universe, symbol, Store)
-                found = (size or store.config.window_length, len(store.names))
-                if position and found != shape:
-                    raise StoreError(
-                        f"{store.path} has windows of {found[0]} bars by {found[1]} features, "
-                        f"{chosen[0]!r} of {shape[0]} by {shape[1]}; build them alike"
-                    )
-                shape = found
-                bounds = clipped_segments(store.segments, store.time, start, stop)
-                for first, count in valid_runs(store.valid, bounds, shape[0], step):
-                    runs.append((position, first, count))
-                num_mapped += num_chunks(len(store))
-                tables.append(store.features if num_mapped <= MAX_MAPPED_FILES else None)
-            folders = [universe.folder_of(symbol).name for symbol in chosen]
-            return cls(
-                universe.path, folders, chosen, tables,
-                np.array(runs, np.int64).reshape(-1, 3),
-                length=shape[0], stride=step, num_features=shape[1],
-            )  # fmt: skip
-
-        return undisturbed(universe.path, index)
+        symbols: list[str] = []
+        tables: list[NDArray[np.float32] | RowReader] = []
+        runs, shape = [], (0, 0)
+        for position, (symbol, store, table) in enumerate(stores):
+            found = (size or store.config.window_length, len(store.names))
+            if position and found != shape:
+                raise StoreError(
+                    f"{store.path} has windows of {found[0]} bars by {found[1]} features, "
+                    f"{symbols[0]!r} of {shape[0]} by {shape[1]}; build them alike"
+                )
+            shape = found
+            bounds = clipped_segments(store.segments, store.time, start, stop)
+            for first, count in valid_runs(store.valid, bounds, shape[0], step):
+                runs.append((position, first, count))
+            symbols.append(symbol)
+            tables.append(table)
+        return cls(
+            symbols, tables, np.array(runs, np.int64).reshape(-1, 3),
+            length=shape[0], stride=step, num_features=shape[1],
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return int(self._offsets[-1])
@@ -194,16 +203,16 @@ class UniverseWindows:
         """
         instrument, start = self.locate(rows)
         filled = checked_out(out, (len(start), self.length, self.num_features))
-        order = np.argsort(instrument, kind="stable")
+        # By instrument, and there by place: what lies in one chunk is read behind each other.
+        order = np.lexsort((start, instrument))
         bounds = np.flatnonzero(np.diff(instrument[order])) + 1
         for group in np.split(order, bounds) if len(order) else ():
-            position = int(instrument[group[0]])
-            table = self._tables[position]
-            if table is None:
-                for row in group.tolist():
-                    self._read(position, int(start[row]), filled[row])
-            else:
+            table = self._tables[int(instrument[group[0]])]
+            if isinstance(table, np.ndarray):
                 self._copy(table, start[group], group, filled)
+                continue
+            for row in group.tolist():
+                filled[row] = table[int(start[row]) : int(start[row]) + self.length]
         return filled
 
     def _copy(
@@ -217,48 +226,118 @@ class UniverseWindows:
 
         size = self.length * self.num_features
         flat, offsets = table.reshape(-1), start * self.num_features
-        if len(rows) == len(out):  # all of them are of one instrument, and in their order
-            kernel.load()(flat, offsets, size, out.reshape(len(rows), size))
-            return
         found = np.empty((len(rows), size), np.float32)
         kernel.load()(flat, offsets, size, found)
         out[rows] = found.reshape(len(rows), self.length, self.num_features)
 
-    def _read(self, instrument: int, start: int, out: NDArray[np.float32]) -> None:
-        """Read one window from its chunk files, two of them where it lies across their seam."""
-        array = bar_arrays(self.num_features)["features"]
-        row_bytes = 4 * self.num_features
-        done = 0
-        while done < self.length:
-            chunk, row = divmod(start + done, CHUNK_BARS)
-            num_rows = min(CHUNK_BARS - row, self.length - done)
-            path = chunk_path(Path(self._folders[instrument]), "features", chunk, array)
-            data = self._read_bytes(path, row * row_bytes, num_rows * row_bytes)
-            out[done : done + num_rows] = np.frombuffer(data, "<f4").reshape(num_rows, -1)
-            done += num_rows
 
-    def _read_bytes(self, path: Path, offset: int, num_bytes: int) -> bytes:
+def index_universe(
+    universe: Universe,
+    length: int | None,
+    stride: int,
+    *,
+    start: TimeLike | None,
+    stop: TimeLike | None,
+    symbols: Sequence[str] | None,
+) -> UniverseWindows:
+    """Index the valid windows of a universe on this machine; see :meth:`Universe.windows`."""
+    from moola_features.store import undisturbed
+
+    chosen = chosen_symbols(universe, symbols)
+
+    def stores() -> Iterator[tuple[str, Indexed, NDArray[np.float32] | RowReader]]:
+        num_mapped = 0
+        root = _Root(universe.path)
+        for symbol in chosen:
+            store = _open(universe, symbol)
+            num_mapped += num_chunks(len(store))
+            mapped = num_mapped <= MAX_MAPPED_FILES
+            folder = universe.folder_of(symbol).name
+            table = store.features if mapped else ChunkFiles(root, folder, len(store.names))
+            yield symbol, store, table
+
+    return undisturbed(
+        universe.path,
+        lambda: UniverseWindows.of(stores(), length, stride, start=start, stop=stop),
+    )
+
+
+def chosen_symbols(universe: Mapping[str, Any], symbols: Sequence[str] | None) -> list[str]:
+    """Return the symbols that are asked for, all by default, or refuse one that is not there."""
+    chosen = list(universe if symbols is None else symbols)
+    unknown = [symbol for symbol in chosen if symbol not in universe]
+    if unknown or not chosen:
+        found = repr(unknown[0]) if unknown else "no symbol"
+        listed = ", ".join(list(universe)[:20])
+        raise WindowError(f"symbols has {found}; choose among {listed}")
+    return chosen
+
+
+class _Root:
+    """An open folder: it stays the one that was opened, whatever takes its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.handle)
+
+
+class ChunkFiles:
+    """Features of an instrument, read from chunk files that are not mapped.
+
+    Parameters
+    ----------
+    root
+        The universe.
+    folder
+        Name of the instrument's group.
+    num_features
+        Columns.
+    """
+
+    def __init__(self, root: _Root, folder: str, num_features: int) -> None:
+        self._root = root
+        self._folder = Path(folder)
+        self._num_features = num_features
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        """Return rows ``[n, F]``, which may lie across the seams of files."""
+        array = bar_arrays(self._num_features)["features"]
+        row_bytes = 4 * self._num_features
+        pieces = []
+        start = rows.start
+        while start < rows.stop:
+            chunk, row = divmod(start, CHUNK_BARS)
+            num_rows = min(CHUNK_BARS - row, rows.stop - start)
+            path = chunk_path(self._folder, "features", chunk, array)
+            pieces.append(self._read(path, row * row_bytes, num_rows * row_bytes))
+            start += num_rows
+        return np.frombuffer(b"".join(pieces), "<f4").reshape(-1, self._num_features)
+
+    def _read(self, path: Path, offset: int, num_bytes: int) -> bytes:
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._handle)
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root.handle)
             try:
                 data = os.pread(handle, num_bytes, offset)
             finally:
                 os.close(handle)
         except OSError as error:
             raise StoreError(
-                f"{self._path / path} cannot be read any more: {error.strerror}; if the universe "
-                "was rebuilt, open it and index its windows again"
+                f"{self._root.path / path} cannot be read any more: {error.strerror}; if the "
+                "universe was rebuilt, open it and index its windows again"
             ) from error
         if len(data) != num_bytes:
-            raise StoreError(f"{self._path / path} is cut short; rebuild the store with --force")
+            raise StoreError(
+                f"{self._root.path / path} is cut short; rebuild the store with --force"
+            )
         return data
 
 
-def _open(universe: Universe, symbol: str, kind: Any) -> Any:
+def _open(universe: Universe, symbol: str) -> Any:
     """Open a store of a universe that nobody keeps: its mappings go when they are not needed."""
-    from moola_features.store import open_store
+    from moola_features.store import Store, open_store
 
     opened = open_store(universe.folder_of(symbol))
-    if not isinstance(opened, kind):
+    if not isinstance(opened, Store):
         raise StoreError(f"{opened.path} is a universe inside a universe; rebuild it with --force")
     return opened
