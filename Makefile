@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 		--preset jade-span --epochs 15 --set optimiser.learning_rate=3e-3
 
 test: $(INSTALLED)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 	NUMBA_DISABLE_JIT=1 HYPOTHESIS_PROFILE=nojit $(PY) -m pytest -m kernels tests
 
 lint: $(INSTALLED)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moola_train import losses, models
@@ -102,7 +103,21 @@ def floors(batch: dict[str, Tensor], priors: TargetPriors) -> dict[str, float]:
         "span_crf": -np.where(span > 0, np.log(p), np.log(1 - p)).mean(),
         "countdown": (late**2 / 2).mean(),
         "edges": edges.mean() / 2,
+        "span_scores": -np.log(share_of_spans(start[expands], end[expands], priors)).mean(),
+        "type_before_span": type_floor,
     }
+
+
+def share_of_spans(
+    start: NDArray[np.int64], end: NDArray[np.int64], priors: TargetPriors
+) -> NDArray[np.float64]:
+    """Probability of spans by the shares of first and last bars, over those of 2 to 20 bars."""
+    bars = np.arange(105)
+    lengths = bars - bars[:, None] + 1
+    shares = np.outer(priors.start_share, priors.end_share)
+    shares = np.where((lengths >= 2) & (lengths <= 20), shares, 0.0)
+    assert ((end - start >= 1) & (end - start < 20)).all(), "spans that stand for themselves"
+    return shares[start, end] / shares.sum()
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -130,7 +145,7 @@ def test_the_first_loss_is_the_floors(
 def test_the_spans_floor_is_the_lowest_of_all_constants(
     batch: dict[str, Tensor], priors: TargetPriors
 ) -> None:
-    model = models.build("jade-span")
+    model = models.build("jade-compact")
     model.initialise(priors)
     weight = model.heads["span"].pos_weight
     assert weight.item() == pytest.approx((1 - priors.span_share) / priors.span_share)
