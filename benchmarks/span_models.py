@@ -115,6 +115,8 @@ def network(task: Task, job: Job, test: Windows) -> Result:
     labels, split = task.files(name, parts, store)
     folder = task.folder / name
     done = fit(store, labels, split, folder, recipe(job), resume=folder.exists())
+    if done.outcome.status == "stopped":  # half a run is no row
+        raise KeyboardInterrupt
     predictor = Predictor.open(folder, device="cpu")
     found = predictor.predict(store, test.begin)
     other = None
