@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from moola_features.remote.cache import ChunkCache
 from moola_features.remote.objects import Objects
 from moola_features.store import attributes_in, cuts
 from moola_features.store.checksums import from_text, has_checksums
+from moola_features.store.instruments import Instruments
 from moola_features.store.layout import (
     CHUNK_BARS,
     METADATA,
@@ -181,37 +182,17 @@ class RemoteStore:
         )
 
 
-class RemoteUniverse(Mapping[str, RemoteStore]):
+class RemoteUniverse(Instruments[RemoteStore]):
     """Several instruments' stores below one address, by symbol."""
 
     def __init__(self, objects: Objects, attributes: dict[str, Any], cache: ChunkCache) -> None:
-        self.path = objects.address
-        self.attributes = attributes
+        super().__init__(objects.address, attributes)
         self._objects = objects
         self._cache = cache
-        groups = attributes.get("instruments")
-        if not isinstance(groups, dict):
-            raise StoreError(f"{self.path}: the attributes list no instruments; {_REBUILD}")
-        self._groups: dict[str, str] = groups
-        self._opened: dict[str, RemoteStore] = {}
 
-    def __getitem__(self, symbol: str) -> RemoteStore:
-        if symbol not in self._groups:
-            listed = ", ".join(list(self._groups)[:20])
-            raise KeyError(f"no instrument {symbol!r} in {self.path}; there is {listed}")
-        if symbol not in self._opened:
-            objects = self._objects.below(self._groups[symbol])
-            self._opened[symbol] = RemoteStore(objects, remote_attributes(objects), self._cache)
-        return self._opened[symbol]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._groups)
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __repr__(self) -> str:
-        return f"<RemoteUniverse {self.path}: {len(self)} instruments>"
+    def _open(self, group: str) -> RemoteStore:
+        objects = self._objects.below(group)
+        return RemoteStore(objects, remote_attributes(objects), self._cache)
 
     def windows(
         self,
@@ -222,7 +203,7 @@ class RemoteUniverse(Mapping[str, RemoteStore]):
         stop: TimeLike | None = None,
         symbols: Sequence[str] | None = None,
     ) -> UniverseWindows:
-        """Index the valid windows of all instruments as one; see :meth:`Universe.windows`."""
+        """Index the valid windows of all instruments as one; see :meth:`Instruments.windows`."""
         chosen = chosen_symbols(self, symbols)
         stores = ((symbol, self[symbol], self[symbol].features) for symbol in chosen)
         return UniverseWindows.of(stores, length, stride, start=start, stop=stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ from moola_features.config import FeatureConfig
 from moola_features.errors import MoolaError, StoreError, StoreNotFoundError
 from moola_features.remote.objects import is_remote, local_path
 from moola_features.store.checksums import require_intact
+from moola_features.store.instruments import Instruments
 from moola_features.store.layout import (
     FORMAT,
     FORMAT_VERSION,
@@ -205,7 +206,7 @@ class Store:
                 )
 
 
-class Universe(Mapping[str, Store]):
+class Universe(Instruments[Store]):
     """Several instruments' stores under one folder, by symbol; each is opened when asked for.
 
     Examples
@@ -213,26 +214,13 @@ class Universe(Mapping[str, Store]):
     ``open_store("universe.zarr")["ETHUSD"]`` is a :class:`Store`.
     """
 
-    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
-        self.path = path
-        self.attributes = attributes
-        groups = attributes.get("instruments")
-        if not isinstance(groups, dict):
-            raise StoreError(f"{path}: the attributes list no instruments; {_REBUILD}")
-        self._groups: dict[str, str] = groups
-        self._opened: dict[str, Store] = {}
+    path: Path
 
-    def __getitem__(self, symbol: str) -> Store:
-        if symbol not in self._groups:
-            raise KeyError(
-                f"no instrument {symbol!r} in {self.path}; there is {', '.join(self._groups)}"
-            )
-        if symbol not in self._opened:
-            opened = open_store(self.path / self._groups[symbol])
-            if not isinstance(opened, Store):
-                raise StoreError(f"{opened.path} is a universe inside a universe; {_REBUILD}")
-            self._opened[symbol] = opened
-        return self._opened[symbol]
+    def _open(self, group: str) -> Store:
+        opened = open_store(self.path / group)
+        if not isinstance(opened, Store):
+            raise StoreError(f"{opened.path} is a universe inside a universe; {_REBUILD}")
+        return opened
 
     def windows(
         self,
@@ -243,25 +231,7 @@ class Universe(Mapping[str, Store]):
         stop: TimeLike | None = None,
         symbols: Sequence[str] | None = None,
     ) -> UniverseWindows:
-        """Index the valid windows of all instruments as one; none reaches across two of them.
-
-        Parameters
-        ----------
-        length, stride, start, stop
-            As for :meth:`Store.windows`.
-        symbols
-            Only these instruments, in this order.
-
-        Returns
-        -------
-        UniverseWindows
-            ``len()``, ``gather``, and which instrument each window is of.
-
-        Raises
-        ------
-        WindowError
-            A length or stride below 1, or a symbol that is not there.
-        """
+        """Index the valid windows of all instruments as one; see :meth:`Instruments.windows`."""
         from moola_features.universe.windows import index_universe
 
         return index_universe(self, length, stride, start=start, stop=stop, symbols=symbols)
@@ -269,15 +239,6 @@ class Universe(Mapping[str, Store]):
     def folder_of(self, symbol: str) -> Path:
         """Return where the store of an instrument lies."""
         return self.path / self._groups[symbol]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._groups)
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __repr__(self) -> str:
-        return f"<Universe {self.path.name}: {len(self)} instruments>"
 
 
 def open_store(
