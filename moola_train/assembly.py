@@ -24,6 +24,7 @@ from moola_train.distributed import ALONE, World
 from moola_train.errors import ConfigError
 from moola_train.loaders import WindowLoader
 from moola_train.loop import Loop, Outcome, Report
+from moola_train.memory import enough
 from moola_train.models import Model, build
 from moola_train.objectives import Objective
 from moola_train.order import BLOCK_ITEMS, BatchOrder, shuffle_block
@@ -244,7 +245,8 @@ def train(
     TrainError
         A folder that holds another run, or a run that cannot go on; the message says which.
     """
-    num_parameters = model.to(device).num_parameters  # before any of them is frozen
+    with enough(f"moving the model to {device}", "choose a smaller preset, or --device cpu"):
+        num_parameters = model.to(device).num_parameters  # before any of them is frozen
     balance = make_balance(config.loss.balance, model.heads, log_sigmas=model.log_sigmas)
     run.begin(config, data, resume=resume)
     loop = Loop(

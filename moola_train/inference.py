@@ -18,6 +18,7 @@ from moola_features.windows import Windows
 from moola_train.config import LoopConfig
 from moola_train.devices import uses_gpu
 from moola_train.errors import ModelError, RunError
+from moola_train.memory import enough
 from moola_train.models import Model
 from moola_train.run_data import RunData
 from moola_train.runs import WEIGHTS
@@ -176,10 +177,14 @@ class Predictor:
                 f"windows are {list(shape)}, the model reads "
                 f"[{settings.window_length}, {settings.num_features}]; give those"
             )
-        parts = [
-            self._predict_batch(features[first : first + batch_size])
-            for first in range(0, max(len(features), 1), batch_size)
-        ]
+        with enough(
+            f"predicting {batch_size} windows at once on {self.device}",
+            "give a smaller batch_size, or device='cpu'",
+        ):
+            parts = [
+                self._predict_batch(features[first : first + batch_size])
+                for first in range(0, max(len(features), 1), batch_size)
+            ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _predict_batch(self, features: NDArray[np.float32]) -> Predictions:

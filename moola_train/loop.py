@@ -26,7 +26,7 @@ from moola_train.errors import CheckpointError, ConfigError, RunError
 from moola_train.first_batch import check_batch
 from moola_train.graph import CudaRecorder, GraphedStep
 from moola_train.loaders import WindowLoader
-from moola_train.memory import fits, out_of_memory
+from moola_train.memory import enough, fits, out_of_memory, what_stands
 from moola_train.metrics import Metric
 from moola_train.models import Model
 from moola_train.objectives import Objective
@@ -211,7 +211,7 @@ class Loop:
         self._step.tally.require_finite()
         self._step.average.swap()
         try:
-            metrics = self._objective.score(self.model, self._validation)
+            metrics = self._scores()
             value, better = self._watched(metrics)
             self._schedule.observe(metrics["loss"].value)
             best = progress.best.get("value", math.inf if better == "lower" else -math.inf)
@@ -229,6 +229,15 @@ class Loop:
         finally:
             self._step.average.swap()
         self._log({"part": "val", "improved": improved, "metrics": shown})
+
+    def _scores(self) -> dict[str, Metric]:
+        size = self._validation.order.batch_size
+        kept = what_stands(self._run.file(LATEST))
+        with enough(
+            f"validation on {self._device} with {size} windows in a batch",
+            f"choose a smaller preset, or --device cpu; {kept}",
+        ):
+            return dict(self._objective.score(self.model, self._validation))
 
     def _watched(self, metrics: Mapping[str, Metric]) -> tuple[float, str]:
         name = self._config.loop.watch

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -40,6 +41,30 @@ def fits(run: Callable[[], None]) -> bool:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return False
+
+
+@contextlib.contextmanager
+def enough(doing: str, remedy: str) -> Iterator[None]:
+    """Say in one line what ran out of memory, and what to do about it.
+
+    Raises
+    ------
+    RunError
+        In place of the error of whoever could not allocate.
+
+    Examples
+    --------
+    >>> with enough("moving the model", "choose a smaller preset"):
+    ...     raise torch.OutOfMemoryError("CUDA out of memory")
+    Traceback (most recent call last):
+    moola_train.errors.RunError: moving the model ran out of memory; choose a smaller preset
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise RunError(f"{doing} ran out of memory; {remedy}") from error
 
 
 def largest_fitting(size: int, fits_with: Callable[[int], bool]) -> int:
@@ -89,15 +114,18 @@ def out_of_memory(
         fitted = largest_fitting(size, lambda count: fits(lambda: probe(first_rows(batch, count))))
         found = f"{fitted} fitted, so give --batch-size {fitted}" if fitted else ""
     found = found or "not even 1 fits, so choose a smaller preset, or --device cpu"
-    if checkpoint.exists():
-        kept = f"nothing is lost, {checkpoint} stands"
-    else:
-        kept = "no checkpoint was written yet, nothing is lost"
     device = batch["features"].device
     return RunError(
         f"step {step} ran out of memory on {device} with {size} windows in a batch: {found} and "
-        f"another --run-folder; {kept}"
+        f"another --run-folder; {what_stands(checkpoint)}"
     )
+
+
+def what_stands(checkpoint: Path) -> str:
+    """Say that a run which failed lost nothing, and where its last checkpoint is, if any."""
+    if checkpoint.exists():
+        return f"nothing is lost, {checkpoint} stands"
+    return "no checkpoint was written yet, nothing is lost"
 
 
 def first_rows(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

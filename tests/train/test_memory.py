@@ -15,7 +15,9 @@ from torch import Tensor
 from moola_train import memory
 from moola_train.checkpoint import load_checkpoint
 from moola_train.errors import RunError
-from moola_train.memory import first_rows, fits, largest_fitting
+from moola_train.loaders import WindowLoader
+from moola_train.memory import enough, first_rows, fits, largest_fitting
+from moola_train.metrics import Metric
 from moola_train.models import Model
 from moola_train.runs import LATEST
 from tests.train.loops import BATCH, Changed, config_of, loader_of, loop_of
@@ -170,3 +172,27 @@ def test_first_rows_of_a_batch() -> None:
     assert few["features"].is_contiguous()
     for name in set(batch) - {"features"}:
         assert torch.equal(few[name], batch[name][:3])
+
+
+class WideAtValidation(Changed):
+    """Runs out of memory when it is scored."""
+
+    def score(self, model: Model, loader: WindowLoader) -> dict[str, Metric]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.\nmore lines")
+
+
+def test_a_validation_that_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    message, loop = refused(path, WideAtValidation(), loop__checkpoint_steps=2)
+    assert message.startswith("validation on cpu with ")
+    assert "ran out of memory; choose a smaller preset, or --device cpu; nothing is lost" in message
+    assert load_checkpoint(path / LATEST)["progress"]["step"] > 0
+    assert loop.model.encoder.lstm.weight_ih_l0.requires_grad
+
+
+def test_what_runs_out_is_named_and_other_errors_pass() -> None:
+    named = r"^moving the model ran out of memory; buy more$"
+    with pytest.raises(RunError, match=named), enough("moving the model", "buy more"):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+    with pytest.raises(RuntimeError, match="sizes do not match"), enough("this", "that"):
+        raise RuntimeError("sizes do not match")
