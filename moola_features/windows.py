@@ -125,7 +125,11 @@ class Windows:
         return self.features[start : start + self.length]
 
     def gather(
-        self, rows: ArrayLike, out: NDArray[np.float32] | None = None
+        self,
+        rows: ArrayLike,
+        out: NDArray[np.float32] | None = None,
+        *,
+        time_major: bool = False,
     ) -> NDArray[np.float32]:
         """Copy windows into one array.
 
@@ -134,12 +138,14 @@ class Windows:
         rows
             Whole numbers ``[B]``: positions of windows, negative ones from the end.
         out
-            float32 ``[B, K, F]``, C-contiguous: filled and returned; a new array when None.
+            float32 of the shape below, C-contiguous: filled and returned; a new array when None.
+        time_major
+            Bars first, as recurrent networks read them.
 
         Returns
         -------
         ndarray
-            float32 ``[B, K, F]``, C-contiguous.
+            float32 ``[B, K, F]``, with ``time_major`` ``[K, B, F]``; C-contiguous.
 
         Raises
         ------
@@ -148,14 +154,19 @@ class Windows:
         WindowError
             Rows that are no whole numbers, or an ``out`` of another shape, type or layout.
         """
-        from moola_features.kernels.gather import gather as kernel
+        from moola_features.kernels.gather import gather, gather_time_major
 
         positions = checked_rows(rows, len(self.starts))
-        num_features = self.features.shape[1]
-        out = checked_out(out, (len(positions), self.length, num_features))
-        offsets = self.starts[positions] * num_features
-        size = self.length * num_features
-        kernel.load()(self._flat, offsets, size, out.reshape(len(positions), size))
+        count, width = len(positions), self.features.shape[1]
+        offsets = self.starts[positions] * width
+        if time_major:
+            out = checked_out(out, (self.length, count, width))
+            flat = out.reshape(self.length, count * width)
+            gather_time_major.load()(self._flat, offsets, width, flat)
+            return out
+        out = checked_out(out, (count, self.length, width))
+        size = self.length * width
+        gather.load()(self._flat, offsets, size, out.reshape(count, size))
         return out
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moola_features.windows import Windows
 from moola_train.errors import LoaderError
 from moola_train.order import BatchOrder
-from moola_train.ring import CopyStream, CpuCopyStream, CudaCopyStream, Ring, Slot
+from moola_train.ring import CopyStream, CpuCopyStream, CudaCopyStream, Ring
 from moola_train.table import (
     Batch,
     DeviceTable,
@@ -229,12 +229,10 @@ class WindowLoader:
     def _through_ring(self, batches: Iterator[NDArray[np.int64]]) -> Generator[Batch]:
         assert self._copies is not None
         window = (self._windows.length, self._windows.features.shape[1])
-        rows: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"features": (window, torch.float32)}
-        for name, target in self._targets.items():
-            rows[name] = (target.shape[1:], torch_dtype(target))
-        rows["index"] = ((), torch.int64)
+        kinds = {name: (t.shape[1:], torch_dtype(t)) for name, t in self._targets.items()}
+        shapes = {"features": (window, torch.float32), **kinds, "index": ((), torch.int64)}
         size = self.order.batch_size
-        slots = [Slot.of(self._copies, rows, size) for _ in range(self._num_slots)]
+        slots = [self._copies.slot(shapes, size) for _ in range(self._num_slots)]
         ring = Ring(slots, self._fill, batches, self._copies, self._device_calls)
         try:
             yield from ring
@@ -242,7 +240,7 @@ class WindowLoader:
             ring.close()
 
     def _fill(self, buffers: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> None:
-        self._windows.gather(rows, out=buffers["features"])
+        self._windows.gather(rows, out=buffers["features"], time_major=True)
         for name, target in self._targets.items():
             # Rows are known to be good; "raise" would take the detour of another buffer.
             np.take(target, rows, axis=0, out=buffers[name], mode="clip")

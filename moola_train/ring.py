@@ -7,18 +7,20 @@ that is written again: that is what each slot's event is for.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from moola_train.table import Batch
+
+# Of one window: shape and type by name; features are [T, F].
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 class Event(Protocol):
@@ -28,17 +30,58 @@ class Event(Protocol):
         """Block until it has; other threads go on meanwhile."""
 
 
+class Slot:
+    """Room on the host for one batch, and the event of the last copy out of it.
+
+    Parameters
+    ----------
+    shapes
+        Of one window.
+    size
+        Most windows in a batch.
+    pinned
+        Whether copies to a GPU are to run beside its computing.
+    """
+
+    def __init__(self, shapes: Shapes, size: int, *, pinned: bool = False) -> None:
+        self.copied: Event = Done()
+        self._shapes = shapes
+        self._buffers = {
+            name: torch.empty(size * math.prod(shape), dtype=dtype, pin_memory=pinned)
+            for name, (shape, dtype) in shapes.items()
+        }
+
+    def room(self, count: int) -> Batch:
+        """Return contiguous tensors for so many windows: features [T, B, F], others [B, ...]."""
+        found = {}
+        for name, (shape, _) in self._shapes.items():
+            flat = self._buffers[name][: count * math.prod(shape)]
+            found[name] = flat.view(_of_batch(name, shape, count))
+        return found
+
+
+class FreshSlot(Slot):
+    """A slot whose room is new memory every time, and stays whoever's batch it becomes."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        super().__init__(shapes, 0)
+
+    def room(self, count: int) -> Batch:
+        """Return new tensors; see :meth:`Slot.room`."""
+        return {
+            name: torch.empty(_of_batch(name, shape, count), dtype=dtype)
+            for name, (shape, dtype) in self._shapes.items()
+        }
+
+
 class CopyStream(Protocol):
     """The way from host buffers to the device: copies in the order they were sent."""
 
-    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Host memory to send from."""
+    def slot(self, shapes: Shapes, size: int) -> Slot:
+        """Room to send from, for so many windows."""
 
     def send(self, filled: Batch) -> tuple[Batch, Event]:
-        """Start copying rows ``[B, ...]``, features turned from ``[B, T, F]`` to ``[T, B, F]``.
-
-        Returns the batch to be, and the event of its having been copied.
-        """
+        """Start copying; return the batch to be, and the event of its having been copied."""
 
     def receive(self, batch: Batch, copied: Event) -> None:
         """Make the caller's work on a batch come after its copy."""
@@ -51,9 +94,9 @@ class CudaCopyStream:
         self.device = device
         self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def slot(self, shapes: Shapes, size: int) -> Slot:
         """Pinned memory."""
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return Slot(shapes, size, pinned=True)
 
     def send(self, filled: Batch) -> tuple[Batch, Event]:
         """Queue the copies; nothing waits."""
@@ -63,7 +106,6 @@ class CudaCopyStream:
             batch = {
                 name: tensor.to(self.device, non_blocking=True) for name, tensor in filled.items()
             }
-            batch["features"] = batch["features"].transpose(0, 1).contiguous()
             copied.record(self.stream)
         return batch, copied
 
@@ -76,51 +118,25 @@ class CudaCopyStream:
 
 
 class CpuCopyStream:
-    """Copies within the host's memory, done when :meth:`send` returns."""
+    """No copies at all: on the host, what was filled is the batch."""
 
-    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Plain memory."""
-        return torch.empty(shape, dtype=dtype)
+    def slot(self, shapes: Shapes, size: int) -> Slot:
+        """Plain memory, new for every batch."""
+        return FreshSlot(shapes)
 
     def send(self, filled: Batch) -> tuple[Batch, Event]:
-        """Copy.
-
-        NumPy does it: a PyTorch operation would start a second team of threads, to compete with
-        the training's own for the cores.
-        """
-        batch = {
-            name: torch.from_numpy(_time_major(rows) if name == "features" else rows.copy())
-            for name, rows in ((name, tensor.numpy()) for name, tensor in filled.items())
-        }
-        return batch, _Done()
+        """Pass it on."""
+        return filled, Done()
 
     def receive(self, batch: Batch, copied: Event) -> None:
         """Nothing to wait for."""
 
 
-class _Done:
+class Done:
     """An event in the past."""
 
     def synchronize(self) -> None:
         """Return at once."""
-
-
-@dataclass
-class Slot:
-    """Host buffers for one batch, and the event of their last copy."""
-
-    buffers: Batch
-    copied: Event
-
-    @classmethod
-    def of(
-        cls, copies: CopyStream, rows: Mapping[str, tuple[tuple[int, ...], torch.dtype]], size: int
-    ) -> Slot:
-        """Allocate buffers for so many rows of the given shapes and types."""
-        buffers = {
-            name: copies.buffer((size, *shape), dtype) for name, (shape, dtype) in rows.items()
-        }
-        return cls(buffers, _Done())
 
 
 class Ring:
@@ -131,7 +147,7 @@ class Ring:
     slots
         Host buffers, filled in turn.
     fill
-        Writes the windows at the given positions into buffers ``[B, ...]``.
+        Writes the windows at the given positions into features ``[T, B, F]`` and rows ``[B, ...]``.
     batches
         Positions of the windows of each batch, int64 ``[B]``; asked for in the thread.
     copies
@@ -196,18 +212,12 @@ class Ring:
             slot = self._slots[number % len(self._slots)]
             with self._device_calls:
                 slot.copied.synchronize()
-            filled = {name: buffer[: len(rows)] for name, buffer in slot.buffers.items()}
+            filled = slot.room(len(rows))
             self._fill({name: buffer.numpy() for name, buffer in filled.items()}, rows)
             with self._device_calls:
                 batch, slot.copied = self._copies.send(filled)
             self._sent.put((batch, slot.copied))
 
 
-def _time_major(windows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Copy windows ``[B, T, F]`` to ``[T, B, F]``."""
-    size, length, num_features = windows.shape
-    turned = np.empty((length, size, num_features), np.float32)
-    # Moving a bar as one item of its size is twice as fast as moving numbers.
-    bar = np.dtype((np.void, num_features * turned.itemsize))
-    np.copyto(turned.view(bar), windows.view(bar).transpose(1, 0, 2))
-    return turned
+def _of_batch(name: str, shape: tuple[int, ...], count: int) -> tuple[int, ...]:
+    return (shape[0], count, *shape[1:]) if name == "features" else (count, *shape)

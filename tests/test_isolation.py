@@ -112,6 +112,8 @@ def test_kernels_import_numpy_and_numba_only(path):
     if path.stem == "compiled":
         return  # it owns Numba's options and the cache, and so knows files
     allowed = {"__future__", "math", "numpy", "numba", "moola_features"}
+    if path.stem == "prefetch":
+        allowed |= {"llvmlite", "typing"}  # an instruction that Numba has no word for
     assert imported(path) <= allowed
     text = path.read_text(encoding="utf-8")
     assert all(

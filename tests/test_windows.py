@@ -247,6 +247,21 @@ class TestGather:
         assert (found.dtype, found.shape) == (np.float32, (len(rows), 3, 2))
         assert found.flags.c_contiguous
         np.testing.assert_array_equal(found, fancy(windows, rows))
+        turned = windows.gather(given_rows, time_major=True)
+        assert turned.flags.c_contiguous
+        np.testing.assert_array_equal(turned, fancy(windows, rows).transpose(1, 0, 2))
+
+    @kernels
+    @pytest.mark.parametrize("count", [1, 15, 16, 17, 100])
+    def test_time_major_in_whole_blocks_and_parts_of_them(self, count):
+        table = np.random.default_rng(7).random((200, 3), np.float32)
+        windows = mf.Windows(table, np.random.default_rng(8).integers(0, 190, 64), 10)
+        rows = np.random.default_rng(9).integers(-64, 64, count)
+        out = np.full((10, count, 3), np.nan, np.float32)
+        assert windows.gather(rows, out, time_major=True) is out
+        np.testing.assert_array_equal(out, fancy(windows, rows).transpose(1, 0, 2))
+        with pytest.raises(WindowError, match=rf"contiguous float32 \[10, {count + 1}, 3\]"):
+            windows.gather([*rows, 0], out, time_major=True)
 
     @kernels
     @given(*[st.none() | st.integers(-14, 14) for _ in range(2)], st.integers(-4, 4))
@@ -320,6 +335,7 @@ class TestGather:
     @kernels
     def test_nothing(self, small):
         assert small.gather([]).shape == (0, 3, 2)
+        assert small.gather([], time_major=True).shape == (3, 0, 2)
         assert small[3:3].shape == (0, 3, 2)
         assert small.gather([], out=np.empty((0, 3, 2), np.float32)).shape == (0, 3, 2)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numba
 
 from moola_features.kernels.compiled import i8, kernel, matrix, vector
+from moola_features.kernels.prefetch import prefetch
+
+BLOCK = 32  # windows that are read side by side: longer runs to write, and all still in the caches
 
 
 @kernel(vector(numba.float32), vector(i8), i8, matrix(numba.float32, writable=True))
@@ -15,3 +18,26 @@ def gather(table, offsets, size, out):
         target = out[b]
         for j in range(size):
             target[j] = source[j]
+
+
+@kernel(vector(numba.float32), vector(i8), i8, matrix(numba.float32, writable=True))
+def gather_time_major(table, offsets, width, out):
+    """Copy rows of ``width`` values from each offset of ``table`` into ``out``, bar by bar.
+
+    ``out`` is ``[K, B * width]``: its row t holds the t-th bar of every window. While a bar is
+    copied, that of the next block of windows is on its way from the memory, and so is the place
+    of this window's next one: windows lie wherever the shuffle has put them, and the memory is far.
+    """
+    num_windows, num_rows = offsets.shape[0], out.shape[0]
+    for first in range(0, num_windows, BLOCK):
+        stop = min(first + BLOCK, num_windows)
+        for t in range(num_rows):
+            row = out[t]
+            below = min(t + 1, num_rows - 1) * row.shape[0]
+            for b in range(first, stop):
+                ahead = min(b + BLOCK, num_windows - 1)
+                prefetch(table, offsets[ahead] + t * width)
+                prefetch(out, below + b * width)
+                source = offsets[b] + t * width
+                for j in range(width):
+                    row[b * width + j] = table[source + j]

@@ -132,9 +132,9 @@ def test_batches_survive_work_on_the_stream_that_computes(
 
 def test_slots_are_pinned_and_copies_queued(windows: Windows) -> None:
     copies = SlowCopyStream(torch.device("cuda", torch.cuda.current_device()))
-    buffer = copies.buffer((4, 105, 11), torch.float32)
-    assert buffer.is_pinned()
-    _, copied = copies.send({"features": buffer})
+    filled = copies.slot({"features": ((105, 11), torch.float32)}, 4).room(4)
+    assert filled["features"].is_pinned()
+    _, copied = copies.send(filled)
     assert not copied.query()  # type: ignore[attr-defined]
     copied.synchronize()
 

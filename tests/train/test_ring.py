@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moola_train.ring import CopyStream, CpuCopyStream, CudaCopyStream, Ring, Slot
+from moola_train.ring import CopyStream, CpuCopyStream, CudaCopyStream, Ring
 from tests.train.copies import (
     A_MOMENT,
     PATIENCE,
@@ -37,7 +37,7 @@ class Filler:
     def __call__(self, buffers: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> None:
         if self.num_filled == self.fails_at:
             raise MemoryError("nothing left")
-        buffers["features"][:] = expected(rows).transpose(1, 0, 2)
+        buffers["features"][:] = expected(rows)
         self.num_filled += 1
 
 
@@ -56,7 +56,7 @@ def batches(num_batches: int, last: int = SIZE) -> list[NDArray[np.int64]]:
 def ring_of(
     copies: CopyStream, fill: Filler, rows: Any, device_calls: threading.Lock | None = None
 ) -> Ring:
-    slots = [Slot.of(copies, {"features": (WINDOW, torch.float32)}, SIZE) for _ in range(NUM_SLOTS)]
+    slots = [copies.slot({"features": (WINDOW, torch.float32)}, SIZE) for _ in range(NUM_SLOTS)]
     return Ring(slots, fill, rows, copies, device_calls or threading.Lock())
 
 
@@ -66,7 +66,7 @@ def _no_thread_stays() -> Iterator[None]:
     assert gather_threads() == []
 
 
-def test_batches_come_in_order_and_turned_to_time_major() -> None:
+def test_batches_come_in_order_and_time_major() -> None:
     rows = batches(8, last=1)
     ring = ring_of(CpuCopyStream(), Filler(), rows)
     received = list(ring)
@@ -87,7 +87,7 @@ def test_a_slot_is_not_refilled_while_its_copy_is_held_back() -> None:
         oldest = copies.copies[number - NUM_SLOTS]
         assert oldest.awaited.wait(PATIENCE)
         assert fill.num_filled == len(copies.copies) == number
-        held = oldest.source["features"].transpose(0, 1).numpy()
+        held = oldest.source["features"].numpy()
         np.testing.assert_array_equal(held, expected(rows[number - NUM_SLOTS]))
         copies.let_go(1)
         received.append(next(arriving))
@@ -250,14 +250,14 @@ def test_copies_to_a_gpu_are_queued_on_their_stream_and_waited_for_by_the_caller
     monkeypatch.setattr(Tensor, "record_stream", record_stream)
 
     copies = CudaCopyStream(torch.device("cuda:0"))
-    features = torch.arange(24.0).reshape(4, 3, 2)
+    features = torch.arange(24.0).reshape(3, 4, 2)
     batch, copied = copies.send({"features": features, "index": torch.arange(4)})
     assert calls == [
         "begin on the copy stream", "copy", "copy", "the event recorded on the copy stream",
         "end on the copy stream",
     ]  # fmt: skip
     assert batch["features"].is_contiguous()
-    assert torch.equal(batch["features"], features.transpose(0, 1))
+    assert torch.equal(batch["features"], features)
     calls.clear()
     copies.receive(batch, copied)
     assert calls == [
