@@ -84,8 +84,9 @@ def build(
         the target by the same paths or addresses: they build whole instruments, or chunk ranges of
         one that is a Parquet file. The bytes of the store do not depend on it.
     workers
-        Threads that compute and write, besides the one that reads; one for each core when None.
-        The bytes of the store do not depend on it.
+        Threads that compute and write, besides the one that reads; when None one more than there
+        are cores, since one of them mostly waits for the disk. The bytes of the store do not
+        depend on it.
     max_memory
         Most memory that this process may take, such as ``"500MB"``: the number of workers is
         lowered until it fits. None for no limit.
@@ -129,7 +130,7 @@ def build(
         force=force, append=grow,
     )  # fmt: skip
     with _runner(dask) as runner:
-        order = Order(place, found, recipe, resolve_workers(workers), runner, many)
+        order = Order(place, found, recipe, resolve_workers(workers, waiting=1), runner, many)
         if names_files(source):
             return _build_universe(files_of(source), order)
         with at_hand(source) as near:

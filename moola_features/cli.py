@@ -135,7 +135,11 @@ def _config_of(values: dict[str, Any]) -> FeatureConfig:
 @click.option("--append", is_flag=True, help="Add what is new in BARS to the store.")
 @click.option("--prune", is_flag=True, help="Remove instruments whose input is not given any more.")
 @click.option("--dask", metavar="ADDRESS", help="Run on a cluster, such as tcp://host:8786.")
-@click.option("--workers", type=click.IntRange(1), help="Threads; one a core when left out.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads; cores plus one when left out.",
+)
 @click.option("--max-memory", metavar="500MB", help="Lower the number of workers until it fits.")
 @json_option
 def build(

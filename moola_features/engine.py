@@ -160,14 +160,18 @@ def compute_at_once(
     return [task.result() for task in tasks]
 
 
-def resolve_workers(workers: int | None) -> int:
-    """Return a number of threads: as asked for, or one for each core this process may use."""
+def resolve_workers(workers: int | None, *, waiting: int = 0) -> int:
+    """Return a number of threads: as asked for, or one for each core this process may use.
+
+    ``waiting`` is how many more there are, because so many wait for the disk at a time.
+    """
     if workers is None:
-        return (
+        cores = (
             len(os.sched_getaffinity(0))
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count() or 1
         )
+        return cores + waiting
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ConfigError(f"workers is {workers!r}; give a whole number from 1, or leave it out")
     return workers
