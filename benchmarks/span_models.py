@@ -114,7 +114,8 @@ def network(task: Task, job: Job, test: Windows) -> Result:
     parts = [train, dev, test.of(*_classes(job))]
     labels, split = task.files(name, parts, store)
     folder = task.folder / name
-    done = fit(store, labels, split, folder, recipe(job), resume=folder.exists())
+    resumed = folder.exists()
+    done = fit(store, labels, split, folder, recipe(job), resume=resumed)
     if done.outcome.status == "stopped":  # half a run is no row
         raise KeyboardInterrupt
     predictor = Predictor.open(folder, device="cpu")
@@ -130,6 +131,8 @@ def network(task: Task, job: Job, test: Windows) -> Result:
     expansion = found.get("expansion_probability", inside)
     assert expansion is not None
     more = {"parameters": done.num_parameters, "steps": done.outcome.step, **done.parts}
+    if resumed:
+        more["seconds"] = None  # nobody knows how long the first start took
     return Result(_kept(found), expansion, more, other)
 
 

@@ -82,8 +82,9 @@ def _scores(rows: Rows) -> str:
         cells = [model, columns, str(len(part))]
         cells += [_with_interval(part, metric) for metric in SHOWN]
         over = "" if model == "rule" else _with_interval(part, "span_f1", kind="over_rule")
-        seconds = statistics.fmean(row["seconds"] for row in part)
-        cells += [over, _with_interval(part, "expansion_ap"), f"{seconds:,.0f}"]
+        taken = [row["seconds"] for row in part if row["seconds"] is not None]
+        seconds = f"{statistics.fmean(taken):,.0f}" if taken else "-"
+        cells += [over, _with_interval(part, "expansion_ap"), seconds]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -178,7 +179,7 @@ def _circumstances(rows: Rows) -> str:
         "cpu", "cores", "threads", "versions",
     ):  # fmt: skip
         dates = sorted({row["date"] for row in part})
-        hours = sum(row["seconds"] for row in part) / 3600
+        hours = sum(row["seconds"] or 0 for row in part) / 3600
         lines.append(
             f"{len(part)} runs, {hours:.1f} hours, {' to '.join(dict.fromkeys(dates))}: {cpu}, "
             f"{cores} cores, {threads} thread{'s' * (threads > 1)} a run; {versions}."

@@ -153,6 +153,7 @@ def fit(
         features=feature_config,
         preset=config.model.preset,
         settings=model.settings,
+        mirrored=config.augment.mirror > 0,
         paths=paths_of(
             labels=labels_path, split=split_path, store=store.path if store is not None else None
         ),

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from moola_features import spec
 from moola_features.config import FeatureConfig
 from moola_features.engine import transform_windows
 from moola_features.store import Store
@@ -19,6 +20,7 @@ from moola_train.config import LoopConfig
 from moola_train.devices import uses_gpu
 from moola_train.errors import ModelError, RunError
 from moola_train.memory import enough
+from moola_train.mirror import MirrorImage
 from moola_train.models import Model
 from moola_train.run_data import RunData
 from moola_train.runs import WEIGHTS
@@ -40,7 +42,8 @@ class Predictor:
     model
         With its weights; it is put into evaluation mode.
     data
-        What it was trained on.
+        What it was trained on. A model that learnt from windows turned upside down too reads each
+        window both ways up, and its outputs are means over the two.
     device
         Where it computes.
 
@@ -57,6 +60,7 @@ class Predictor:
         self.model = model.to(device).eval()
         self.data = data
         self.device = device
+        self._mirror = MirrorImage(spec.columns(data.features)) if data.mirrored else None
 
     @classmethod
     def open(cls, run: str | Path, *, device: str = "auto") -> Self:
@@ -191,12 +195,20 @@ class Predictor:
         values = torch.from_numpy(np.ascontiguousarray(features, np.float32)).to(self.device)
         if not bool(torch.isfinite(values).all()):
             raise ModelError("features hold values that are not finite; leave those windows out")
-        outputs = self.model({"features": values.transpose(0, 1).contiguous()})
+        outputs = self._outputs(values.transpose(0, 1).contiguous())
         found = {**self.model.decode(outputs), **_edges(outputs)}
         expansion = self._expansion(found)
         if expansion is not None:
             found["expansion_probability"] = expansion
         return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+
+    def _outputs(self, features: Tensor) -> dict[str, Tensor]:
+        upright: dict[str, Tensor] = self.model({"features": features})
+        if self._mirror is None:
+            return upright
+        turned = self.model({"features": self._mirror(features)})
+        # Halved before they are added: what is masked out is the lowest number there is.
+        return {name: upright[name] / 2 + turned[name] / 2 for name in upright}
 
     def _expansion(self, found: Mapping[str, Tensor]) -> Tensor | None:
         classes = self.data.classes

@@ -19,7 +19,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "labels_sha256": (str,), "split_sha256": (str,), "fold": (int,), "anchored": (bool,),
     "store": (dict, type(None)), "encoder_sha256": (str, type(None)), "classes": (list,),
     "window_length": (int,), "columns": (list,), "features": (dict,), "preset": (str,),
-    "settings": (dict,), PATHS: (dict,),
+    "settings": (dict,), "mirrored": (bool,), PATHS: (dict,),
 }  # fmt: skip
 
 
@@ -49,6 +49,8 @@ class RunData:
         The configuration that they were computed by.
     preset, settings
         What the model was called, and what it is made of.
+    mirrored
+        Whether it learnt from windows turned upside down too, see `moola_train.mirror`.
     paths
         Where ``labels``, ``split`` and ``store`` lay; a run may be judged on copies elsewhere.
     """
@@ -65,6 +67,7 @@ class RunData:
     features: FeatureConfig
     preset: str
     settings: ModelSettings
+    mirrored: bool
     paths: dict[str, str | None]
 
     def to_dict(self) -> dict[str, Any]:

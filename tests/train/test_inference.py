@@ -22,6 +22,7 @@ from moola_train.fit import FitReport, fit
 from moola_train.inference import Predictor
 from moola_train.labels import read_labels
 from moola_train.metrics import evaluate
+from moola_train.mirror import MirrorImage
 from moola_train.models import build
 from moola_train.run_data import RunData
 from moola_train.runs import DATA, WEIGHTS
@@ -126,6 +127,23 @@ class TestPredictions:
         actual = predictor.predict(store, starts[order], batch_size=3)
         for name, values in expected.items():
             np.testing.assert_allclose(actual[name], values[order], atol=1e-6, err_msg=name)
+
+    def test_a_model_that_learnt_both_ways_up_reads_both(
+        self, task: Task, store: mf.Store, spans: Path, tmp_path: Path
+    ) -> None:
+        config = SMALL.override({"model.preset": "jade-span", "augment.mirror": 0.5})
+        run = fit(store, task.labels, task.split, tmp_path / "run", config).run
+        image = MirrorImage(mf.columns(store.config))
+        upright = store.windows(105, 300).gather(np.arange(20))
+        turned = image(torch.from_numpy(upright)).numpy()
+        both, one = Predictor.open(run), Predictor.open(spans)
+        found, other = both.predict_windows(upright), both.predict_windows(turned)
+        for name, values in found.items():  # turned twice, 1 - (1 - x) is x but for the last bit
+            np.testing.assert_allclose(values, other[name], atol=1e-6, err_msg=name)
+        assert np.isfinite(found["start_probability"]).all()
+        np.testing.assert_allclose(found["start_probability"].sum(axis=1), 1, rtol=1e-5)
+        found, other = one.predict_windows(upright), one.predict_windows(turned)
+        assert not np.array_equal(found["start_probability"], other["start_probability"])
 
     def test_no_windows_are_no_predictions(self, store: mf.Store, spans: Path) -> None:
         found = Predictor.open(spans).predict(store, [])
