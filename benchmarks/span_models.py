@@ -1,11 +1,15 @@
-"""What is compared: floors, a rule, gradient boosting, and our presets."""
+"""What is compared: floors, a rule, gradient boosting, MiniRocket, and our presets."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +35,9 @@ PRESET_OF = {
 }
 LAGS = range(-10, 11)  # bars around a bar that boosting reads
 ROWS_OF_BOOSTING = 200_000  # bars at most; more take minutes and gain nothing
+WINDOWS_OF_ROCKET = 5_000  # at most: its ridge models grow with the cube
+BARS_OF_ROCKET = 20_000
+ROCKET_PYTHON = "MOOLA_ROCKET_PYTHON"  # variable: the Python of an environment that has aeon
 FEW = 1_000  # labels up to which a schedule counts as one for few
 
 SMALL: dict[str, Any] = {
@@ -45,9 +52,8 @@ LARGE: dict[str, Any] = {
     "loss": {"balance": "fixed"},
     "optimiser": {"learning_rate": 5e-3, "ema_decay": 0.995, "warmup_epochs": 1.0},
     "augment": {"mirror": 0.5, "shift": 10},
-    "loop": {"epochs": 8, "validate_epochs": 8, "device": "cpu", "checkpoint_steps": 100_000},
+    "loop": {"epochs": 16, "validate_epochs": 16, "device": "cpu", "checkpoint_steps": 100_000},
 }
-EPOCHS = {5_000: 16}  # where it is another number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +97,12 @@ class Result:
 def recipe(job: Job, **loop: Any) -> RunConfig:
     """Settings of one of our presets for so many labels; chosen on the development part."""
     settings = SMALL if job.size <= FEW else LARGE
-    epochs = EPOCHS.get(job.size, settings["loop"]["epochs"])
-    length = {"epochs": epochs, "validate_epochs": epochs, "seed": job.seed, **loop}
     return RunConfig.from_dict(
         {
             **settings,
             "model": {"preset": PRESET_OF[job.model]},
             "data": {**settings["data"], "classes": ",".join(_classes(job))},
-            "loop": {**settings["loop"], **length},
+            "loop": {**settings["loop"], "seed": job.seed, **loop},
         }
     )
 
@@ -221,6 +225,35 @@ def boosting(task: Task, job: Job, test: Windows) -> Result:
     return Result(found, expansion, {"train": len(train)})
 
 
+def rocket(task: Task, job: Job, test: Windows) -> Result:
+    """MiniRocket in an environment of its own: per bar for the span, per window for the type."""
+    store, random = task.store(job.columns), np.random.default_rng(job.seed)
+    train = task.training(job.size, job.draw)
+    train = train.take(np.sort(random.permutation(len(train))[:WINDOWS_OF_ROCKET]))
+    truth = truth_of(train)
+    inside = truth["span"] > 0
+    chosen = np.sort(random.permutation(inside.size)[:BARS_OF_ROCKET])
+    with tempfile.TemporaryDirectory(dir=task.folder) as folder:
+        given, made = Path(folder) / "given.npz", Path(folder) / "made.npz"
+        np.savez(
+            given, train=_values(store, train.begin), test=_values(store, test.begin),
+            type=truth["type"], inside=inside, chosen=chosen,
+        )  # fmt: skip
+        script = Path(__file__).with_name("rocket.py")
+        command = [os.environ[ROCKET_PYTHON], str(script), str(given), str(made), str(job.seed)]
+        subprocess.run(command, check=True, env={**os.environ, "NUMBA_NUM_THREADS": "1"})
+        with np.load(made, allow_pickle=False) as found:
+            share, shares = np.clip(found["inside"], 0.001, 0.999), found["type"]
+    odds = np.log(share / (1 - share))
+    start, end = _best_span(odds)
+    predictions = {"start": start, "end": end, "type_probability": shares}
+    return Result(predictions, odds.max(axis=1), {"train": len(train)})
+
+
+def _values(store: Store, begin: NDArray[np.int64]) -> NDArray[np.float32]:
+    return StoreWindows(store.features, begin, LENGTH).gather(np.arange(len(begin)))
+
+
 def _bars(store: Store, begin: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.float32]:
     """Columns of chosen bars and of those around them within the window, 0 outside it."""
     window, position = chosen // LENGTH, chosen % LENGTH
@@ -239,20 +272,24 @@ def _decode(
     parts = [begin[first : first + 500] for first in range(0, len(begin), 500)]
     rows = (_bars(store, part, np.arange(LENGTH * len(part))) for part in parts)
     odds = np.concatenate([model.decision_function(part) for part in rows]).reshape(-1, LENGTH)
+    return *_best_span(odds), odds
+
+
+def _best_span(odds: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     # At a half of its highest bar's chance, so that every window gets a span.
     level = np.minimum(odds.max(axis=1, keepdims=True) - 1.0, 0.0)
     emissions = torch.zeros(*odds.shape, 2, dtype=torch.float64)
     emissions[:, :, 1] = torch.from_numpy(odds - level)
     flat = torch.zeros(2, dtype=torch.float64)
     start, end = single_span(emissions, torch.zeros(2, 2, dtype=torch.float64), flat, flat)
-    return start.numpy(), end.numpy(), odds
+    return start.numpy(), end.numpy()
 
 
 def _summary(
     store: Store, begin: NDArray[np.int64], start: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """A window in few numbers: moments of its columns, and the bars around the span's start."""
-    values = StoreWindows(store.features, begin, LENGTH).gather(np.arange(len(begin)))
+    values = _values(store, begin)
     around = np.clip(start[:, None] + np.arange(-16, 4), 0, LENGTH - 1)
     near = np.take_along_axis(values, around[:, :, None], axis=1)
     before = near[:, :16]
@@ -271,6 +308,7 @@ MODELS: dict[str, Callable[[Task, Job, Windows], Result]] = {
     "every bar": every_bar,
     "rule": rule,
     "boosting": boosting,
+    "MiniRocket": rocket,
     "jade-compact": network,
     "jade-span": network,
     "jade-span, none": network,

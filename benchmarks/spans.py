@@ -32,7 +32,14 @@ import torch  # noqa: E402
 
 import moola_features as mf  # noqa: E402
 from benchmarks import span_report  # noqa: E402
-from benchmarks.span_models import MODELS, NEEDS_NO_COLUMNS, Arrays, Job, Result  # noqa: E402
+from benchmarks.span_models import (  # noqa: E402
+    MODELS,
+    NEEDS_NO_COLUMNS,
+    ROCKET_PYTHON,
+    Arrays,
+    Job,
+    Result,
+)
 from benchmarks.span_task import (  # noqa: E402
     COLUMNS,
     NONE,
@@ -104,6 +111,8 @@ def run_missing(task: Task, lines: Path, *, only: str, minutes: float) -> None:
         done = {row["key"] for row in read_lines(lines) if row["bars"] == task.protocol.name}
         if key_of(task, job) in done:
             continue
+        if job.model == "MiniRocket" and ROCKET_PYTHON not in os.environ:
+            continue
         if time.monotonic() - began > 60 * minutes:
             return
         print(f"{number} of {len(jobs)}: {job.key}", file=sys.stderr, flush=True)
@@ -140,6 +149,7 @@ def _jobs(protocol: Protocol) -> Iterator[Job]:
     yield from each(("jade-span",), best[1:], sizes[::-1], (first,))
     yield from each(("jade-span",), every, few, (first,))
     yield from each(("boosting",), best, sizes, (first,))
+    yield from each(("MiniRocket",), best[:1], sizes, (first,))
     yield from each(("jade-span, none",), best[:1], sizes, (first,))
     yield from each(("jade-compact",), best, sizes, (first,))
     yield from each(("jade-span",), every, many, (first,))
