@@ -1,4 +1,4 @@
-"""Object stores: a server speaks S3 on loopback, and what is built there is what is built here."""
+"""Object stores: a server on loopback, and what is built there is what is built here."""
 
 from __future__ import annotations
 
@@ -41,18 +41,23 @@ NUM_BARS = 2 * CHUNK + 300
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """An S3 server of its own on loopback, with a bucket in it."""
+    """A server of its own on loopback, with a bucket in it that s3:// and gs:// lead to."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, Path(__file__).with_name("object_server.py"), str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    account = {
+        "gcs_base_url": url, "disable_oauth": True,
+        "client_email": "", "private_key": "", "private_key_id": "",
+    }  # fmt: skip
     keys = {
         "AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing",
+        "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account), "GOOGLE_ALLOW_HTTP": "true",
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in keys.items():
@@ -73,10 +78,13 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(server, tmp_path, monkeypatch) -> str:
+def bucket(server, tmp_path, monkeypatch, request) -> str:
     """An empty place in the bucket, and an empty cache."""
     monkeypatch.setenv("MOOLA_CACHE", str(tmp_path / "cache"))
-    return f"s3://bucket/{tmp_path.name}"
+    return f"{getattr(request, 'param', 's3')}://bucket/{tmp_path.name}"
+
+
+both_providers = pytest.mark.parametrize("bucket", ["s3", "gs"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +138,7 @@ class TestAddresses:
 
 
 class TestBuild:
+    @both_providers
     def test_the_same_bytes(self, bars, bucket, tmp_path):
         source = write(bars, tmp_path / "nq.parquet")
         mf.build(source, tmp_path / "nq.zarr", CONFIG)
@@ -204,6 +213,7 @@ class TestBuild:
         mf.build(bars[:400], target)
         assert remote_tree(target) == new
 
+    @both_providers
     def test_a_universe(self, bucket, tmp_path):
         (tmp_path / "data").mkdir()
         for seed, symbol in enumerate(("A", "B", "C")):
@@ -297,6 +307,7 @@ class TestRead:
         with pytest.raises(StoreError, match=r"was built with k = 1\.2, not 3"):
             mf.open_store(there.path, mf.FeatureConfig(k=3))
 
+    @both_providers
     def test_windows(self, stores):
         there, here = stores
         one, other = there.windows(stride=3), here.windows(stride=3)
