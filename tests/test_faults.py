@@ -98,7 +98,7 @@ class TestFullDisk:
     @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
     def test_a_disk_that_is_really_full(self, tmp_path):
         """A file system of 12 MiB of our own, with ever less room on it."""
-        source = write(walk(300), tmp_path / "bars.parquet")
+        source = write(walk(CHUNK - 1), tmp_path / "bars.parquet")
         disk, python = shlex.quote(f"{tmp_path}/disk"), shlex.quote(sys.executable)
         command = f"mount -t tmpfs -o size=12m tmpfs {disk} && exec {python} -c"
         (tmp_path / "disk").mkdir()

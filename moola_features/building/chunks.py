@@ -114,7 +114,7 @@ def _run(task: ChunkTask, buffer: Rows) -> ChunkDone:
         )
         _fill_bars(task, buffer, new)
         computed_at = time.perf_counter()
-        checksums = write_chunk(task.folder, task.index, buffer)
+        checksums = write_chunk(task.folder, task.index, buffer, first + len(bars))
         _write_down(task, checksums)
     written_at = time.perf_counter()
     gaps = GapCensus()

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import mmap
 import os
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from moola_features.files import clear_folder
 from moola_features.store import checksums
 from moola_features.store.layout import (
+    CHUNK_BARS,
     FORMAT,
     FORMAT_VERSION,
     METADATA,
@@ -65,16 +67,30 @@ class Rows:
         return cls(**made)
 
 
-def write_chunk(folder: Path, index: int, chunk: Rows) -> dict[str, int]:
+def write_chunk(
+    folder: Path, index: int, chunk: Rows, num_rows: int = CHUNK_BARS
+) -> dict[str, int]:
     """Write the files of one chunk and return their checksums by array.
 
     A file that is in the way is unlinked, never written into: somebody may have it mapped, or know
     it by another name.
+
+    Parameters
+    ----------
+    folder, index
+        The group, and the number of the chunk.
+    chunk
+        All its rows.
+    num_rows
+        Rows that hold bars; those behind them are zeros and become a hole in the file, which takes
+        no room where the file system knows holes.
     """
     arrays = bar_arrays(chunk.features.shape[1])
     return {
         name: _write_values(
-            chunk_path(folder, name, index, array), getattr(chunk, name), whole_pages=True
+            chunk_path(folder, name, index, array),
+            getattr(chunk, name),
+            share=num_rows / CHUNK_BARS,
         )
         for name, array in arrays.items()
     }
@@ -168,16 +184,21 @@ def _bytes_of(values: NDArray[Any]) -> memoryview:
     return memoryview(np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8).data)
 
 
-def _write_values(path: Path, values: NDArray[Any], *, whole_pages: bool = False) -> int:
+def _write_values(path: Path, values: NDArray[Any], *, share: float | None = None) -> int:
+    """Write values; with a ``share`` past the cache, as far as that, and zeros behind it."""
     data = _bytes_of(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        if whole_pages:
+        if share is None:
+            _write_all(handle, data)
+        else:
             _bypass_cache(handle, True)
-        _write_all(handle, data)
+            pages = math.ceil(len(data) * share / mmap.PAGESIZE)
+            _write_all(handle, data[: pages * mmap.PAGESIZE])
+            os.ftruncate(handle, len(data))
     finally:
         os.close(handle)
     return checksums.checksum(data)
