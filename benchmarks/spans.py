@@ -9,6 +9,7 @@ docs/benchmarks.md are made of those lines.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import importlib.metadata
 import itertools
 import os
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="for stores and runs")
     parser.add_argument("--lines", type=Path, default=LINES, help="where rows are kept")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="where tables are written")
-    parser.add_argument("--only", default="", help="runs whose key holds this, such as 174/0/17/")
+    parser.add_argument("--only", default="*", help="runs of this pattern, such as 174/*/jade-span")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run later")
     parser.add_argument("--report", action="store_true", help="only write the tables anew")
     asked = parser.parse_args(arguments)
@@ -105,7 +106,7 @@ def run_missing(task: Task, lines: Path, *, only: str, minutes: float) -> None:
     """Run every job that has no line yet."""
     began = time.monotonic()
     test = task.test().of(*TYPES, NONE)
-    jobs = [job for job in jobs_of(task.protocol) if only in job.key]
+    jobs = [job for job in jobs_of(task.protocol) if fnmatch.fnmatchcase(job.key, only)]
     for number, job in enumerate(jobs, 1):
         # Read anew each time: another process may be at work on the same file.
         done = {row["key"] for row in read_lines(lines) if row["bars"] == task.protocol.name}

@@ -82,7 +82,7 @@ def test_runs_are_kept_and_not_run_again(
 ) -> None:
     monkeypatch.setattr(spans, "synthetic", lambda _: (task.bars, task.protocol))
     monkeypatch.setitem(span_models.SMALL["loop"], "epochs", 2)
-    run(tmp_path, "--only", "60/0/17/-/")
+    run(tmp_path, "--only", "60/0/17/-/*")
     rows = run(tmp_path, "--only", "60/0/17/standard/jade-span")
     assert [row["model"] for row in rows] == [*spans.NEEDS_NO_COLUMNS, "jade-span"]
     for row in rows:
