@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import moola_features as mf
 from benchmarks import feature_peers as peers
+from moola_features.engine import resolve_workers
 
 ATR_PERIOD, MEAN_PERIOD = 10, 20
 CANDLE_PATTERNS = (
@@ -73,6 +74,10 @@ OURS = Alternative(
     name="moola, one thread", computes="11 columns, validity, segments", lacks="", run=mf.compute
 )
 OTHERS = (
+    Alternative(
+        name=f"moola, {resolve_workers(None)} threads", computes="the same, bit for bit", lacks="",
+        run=lambda bars: mf.compute(bars, workers=None),
+    ),
     Alternative(
         name="a plain loop by itertuples", computes="11 columns", lacks="nothing but speed",
         run=peers.loop_by_tuples, max_bars=LOOP_BARS,

@@ -27,6 +27,9 @@ FROM_HIGH, FROM_LOW, SINCE_HIGH, SINCE_LOW, PROXY = range(6, 11)
 NUM_COLUMNS = 11
 NUM_CONTEXT = 8
 
+# Rows of a block that several columns are made of, before those of the recurrences.
+RANGES, ATR, BODIES, RATIOS, SWINGS = range(5)
+
 
 @kernel(
     vector(f8), vector(f8), vector(f8), vector(f8), vector(i8),
@@ -43,7 +46,7 @@ def relativity(open_, high, low, close, starts, parameters, state, history, out,
     work = np.empty((4, depth + size))
     for row in range(4):
         copy(history[row], work[row, :depth])
-    rows = np.empty((2 + recurrences.NUM_ROWS, size))
+    rows = np.empty((SWINGS + recurrences.NUM_ROWS, size))
     columns = np.empty((out.shape[1], size), dtype=np.float32)
     slow = np.empty((4, size if p.context else 0))
     position = 0
@@ -72,15 +75,15 @@ def fill_block(p, s, work, depth, open_, high, low, close, rows, columns, slow, 
     """Compute one block of one segment into ``columns`` [F, block] and carry the state."""
     size = close.shape[0]
     # Rows are cut one by one: a cut of the whole matrix would not be contiguous, nor vectorised.
-    ranges = rows[0, :size]
-    atr = rows[1, :size]
-    swings = rows[2:]
+    ranges = rows[RANGES, :size]
+    atr = rows[ATR, :size]
+    swings = rows[SWINGS:]
     volatility.take_block(work, depth, high, low, close, s.index == 0)
     volatility.average(work[volatility.TRUE_RANGE], depth, p.atr_period, s.index, atr)
     for t in range(size):
         ranges[t] = high[t] - low[t]
     recurrences.advance(p, s, high, low, close, atr, swings)
-    fill_candles(p, open_, high, low, close, ranges, swings, columns)
+    fill_candles(p, open_, high, low, close, rows, columns)
     index = float(s.index)
     high_index = swings[recurrences.HIGH_INDEX, :size]
     low_index = swings[recurrences.LOW_INDEX, :size]
@@ -106,15 +109,20 @@ def fill_block(p, s, work, depth, open_, high, low, close, rows, columns, slow, 
 
 
 @inlined
-def fill_candles(p, open_, high, low, close, ranges, swings, columns):
+def fill_candles(p, open_, high, low, close, rows, columns):
     """Fill the six candle columns and the expansion proxy, which is made of two of them.
 
-    One short loop a column: the compiler gives up on a loop over a dozen arrays.
+    One short loop a column: the compiler gives up on a loop over a dozen arrays. What takes most of
+    the time is dividing, so nothing is divided twice.
     """
     size = close.shape[0]
+    ranges = rows[RANGES, :size]
+    swings = rows[SWINGS:]
     fill_share(open_, low, ranges, columns[OPEN, :size])
     fill_share(close, low, ranges, columns[CLOSE, :size])
-    fill_share(close, open_, ranges, columns[BODY, :size])
+    bodies = rows[BODIES, :size]
+    fill_share(close, open_, ranges, bodies)
+    copy(bodies, columns[BODY, :size])
     upper_wick = columns[UPPER_WICK, :size]
     for t in range(size):
         upper_wick[t] = (high[t] - max(open_[t], close[t])) / (
@@ -124,17 +132,16 @@ def fill_candles(p, open_, high, low, close, ranges, swings, columns):
     for t in range(size):
         lower_wick[t] = (min(open_[t], close[t]) - low[t]) / (ranges[t] if ranges[t] > 0.0 else 1.0)
     mean = swings[recurrences.MEAN_RANGE, :size]
-    range_z = columns[RANGE, :size]
+    ratios = rows[RATIOS, :size]
     range_clip = p.range_clip
     for t in range(size):
-        range_z[t] = min(ranges[t] / (mean[t] if mean[t] > 0.0 else 1.0), range_clip)
+        ratios[t] = min(ranges[t] / (mean[t] if mean[t] > 0.0 else 1.0), range_clip)
+    copy(ratios, columns[RANGE, :size])
     leg = swings[recurrences.LEG, :size]
     proxy = columns[PROXY, :size]
     proxy_clip = p.proxy_clip
     for t in range(size):
-        body = (close[t] - open_[t]) / (ranges[t] if ranges[t] > 0.0 else 1.0)
-        z = min(ranges[t] / (mean[t] if mean[t] > 0.0 else 1.0), range_clip)
-        proxy[t] = clip(z * leg[t] * body, -proxy_clip, proxy_clip)
+        proxy[t] = clip(ratios[t] * leg[t] * bodies[t], -proxy_clip, proxy_clip)
 
 
 @inlined
