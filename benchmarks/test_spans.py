@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,40 @@ def test_runs_are_kept_and_not_run_again(
     assert (tmp_path / "doc.png").stat().st_size > 1_000
     shutil.rmtree(tmp_path / "work")
     assert run(tmp_path, "--report") == rows, "no bars are needed for the tables"
+
+
+STAND_IN = """
+import sys
+import numpy as np
+_, script, given, made, seed = sys.argv
+assert script.endswith("rocket.py") and seed == "17"
+with np.load(given, allow_pickle=False) as arrays:
+    assert arrays["train"].shape == (60, 105, 11)
+    assert arrays["inside"].shape == (60, 105) and arrays["type"].shape == (60,)
+    assert arrays["chosen"].max() < 60 * 105
+    inside = np.full(arrays["test"].shape[:2], 0.01)
+inside[:, 40:50] = 0.9
+np.savez(made, inside=inside, type=np.tile([0.3, 0.7], (len(inside), 1)))
+"""
+
+
+def test_minirocket_has_a_python_of_its_own(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spans, "synthetic", lambda _: (task.bars, task.protocol))
+    job = span_models.Job(size=60, draw=0, seed=17, columns="standard", model="MiniRocket")
+    monkeypatch.setattr(spans, "jobs_of", lambda _: iter([job]))
+    monkeypatch.delenv(span_models.ROCKET_PYTHON, raising=False)
+    assert run(tmp_path) == [], "nobody has said where aeon is"
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\n{STAND_IN}", encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setenv(span_models.ROCKET_PYTHON, str(python))
+    found = span_models.MODELS["MiniRocket"](task, job, task.test())
+    assert set(found.predictions["start"].tolist()) == {40}
+    assert set(found.predictions["end"].tolist()) == {49}
+    (row,) = run(tmp_path)
+    assert (row["model"], row["train"], row["top_class_share"]) == ("MiniRocket", 60, 1.0)
 
 
 def test_another_instrument_is_predicted_too(
