@@ -12,8 +12,7 @@ from typing import Any
 from benchmarks.comparison import Row
 from moola_features.files import replaced_file
 
-BEGIN = "<!-- benchmarks: begin -->"
-END = "<!-- benchmarks: end -->"
+BLOCK = "benchmarks"
 SECTIONS = {
     "test_features": "Features in memory, one thread",
     "test_parallel": "Features in memory, several threads",
@@ -79,20 +78,31 @@ def short_report(results: dict[str, Any]) -> str:
     )
 
 
-def replace_block(path: Path, text: str) -> None:
-    """Put text between a file's two marks, in one step."""
-    before, after = surroundings(path)
+def replace_block(path: Path, text: str, name: str = BLOCK) -> None:
+    """Put text between the two marks of a name in a file, in one step."""
+    before, after = surroundings(path, name)
     with replaced_file(path) as beside:
-        beside.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        beside.write_text(before + block_of(text, name) + after, encoding="utf-8")
 
 
-def surroundings(path: Path) -> tuple[str, str]:
-    """What stands before and behind a file's two marks."""
+def block_of(text: str, name: str = BLOCK) -> str:
+    """Text between the two marks of a name."""
+    begin, end = _marks(name)
+    return f"{begin}\n{text}\n{end}"
+
+
+def surroundings(path: Path, name: str = BLOCK) -> tuple[str, str]:
+    """What stands before and behind the two marks of a name in a file."""
+    begin, end = _marks(name)
     content = path.read_text(encoding="utf-8")
-    before, *behind_begin = content.split(BEGIN)
-    if len(behind_begin) == 1 and behind_begin[0].count(END) == 1:
-        return before, behind_begin[0].split(END)[1]
-    raise ValueError(f"{path} must hold {BEGIN} once and, behind it, {END} once; write them")
+    before, *behind_begin = content.split(begin)
+    if len(behind_begin) == 1 and behind_begin[0].count(end) == 1:
+        return before, behind_begin[0].split(end)[1]
+    raise ValueError(f"{path} must hold {begin} once and, behind it, {end} once; write them")
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def quantity(value: float, unit: str) -> str:

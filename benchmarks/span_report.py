@@ -15,6 +15,7 @@ from moola_features.files import replaced_file
 Rows = Sequence[dict[str, Any]]
 
 SHOWN = {"span_f1": "span F1", "hit_at_3": "Hit@3", "f1_macro": "type F1"}
+SHORT = ("jade-span", "boosting", "MiniRocket", "rule")  # models that the README shows
 COLLAPSED = 0.9  # one type for more of the test windows than this
 
 
@@ -46,6 +47,25 @@ def write(document: Path, rows: Rows) -> None:
     replace_block(document, full_report(rows, picture.name))
     if rows:
         _plot(rows, picture)
+
+
+def short_report(rows: Rows) -> str:
+    """A table for the README: each model on its best column set, by number of labels."""
+    lines = [
+        "| labels | model | columns | span F1 | both edges within 3 bars | type F1 |",
+        "| --: | --- | --- | --: | --: | --: |",
+    ]
+    real = [row for row in rows if row["bars"] != "synthetic"]
+    for (size,), part in _by(sorted(real, key=lambda row: row["size"]), "size"):
+        for model in SHORT:
+            groups = [found for (name, _), found in _by(part, "model", "columns") if name == model]
+            if groups:
+                best = max(groups, key=lambda group: _mean(group, "span_f1"))
+                scores = [_with_interval(best, metric) for metric in SHOWN]
+                lines.append(
+                    f"| {size:,} | {model} | {best[0]['columns']} | {' | '.join(scores)} |"
+                )
+    return "\n".join(lines)
 
 
 def full_report(rows: Rows, picture: str) -> str:

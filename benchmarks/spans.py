@@ -33,6 +33,7 @@ import torch  # noqa: E402
 
 import moola_features as mf  # noqa: E402
 from benchmarks import span_report  # noqa: E402
+from benchmarks.report import replace_block  # noqa: E402
 from benchmarks.span_models import (  # noqa: E402
     MODELS,
     NEEDS_NO_COLUMNS,
@@ -64,6 +65,7 @@ from moola_train.evaluation.statistics import (  # noqa: E402
 from moola_train.hindsight import LABELS  # noqa: E402
 
 DOCUMENT, LINES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.jsonl"
+README = ROOT / "README.md"
 BARS = ROOT.parent / "shared" / "data" / "btcusd_1m.parquet"
 SEEDS = (17, 13, 23, 29)
 SYNTHETIC_BARS = 60_000
@@ -98,7 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
             other = mf.read_bars(asked.transfer)
             task.other = Task(other, protocol, asked.folder / asked.transfer.stem)
         run_missing(task, asked.lines, only=asked.only, minutes=asked.minutes)
-    span_report.write(asked.document, read_lines(asked.lines))
+    rows = read_lines(asked.lines)
+    span_report.write(asked.document, rows)
+    if asked.document == DOCUMENT:
+        replace_block(README, span_report.short_report(rows), "spans")
     return 0
 
 

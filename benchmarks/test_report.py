@@ -84,14 +84,22 @@ def test_short_report_has_the_headlines_alone() -> None:
 
 def test_replace_block_leaves_the_rest_alone(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nrest\n", encoding="utf-8")
+    other = report.block_of("untouched", "other")
+    path.write_text(f"# Title\n\n{report.block_of('old')}\n\n{other}\n", encoding="utf-8")
     for text in ("new", "newer"):
         report.replace_block(path, text)
-    expected = f"# Title\n\n{report.BEGIN}\nnewer\n{report.END}\n\nrest\n"
+    expected = (
+        f"# Title\n\n<!-- benchmarks: begin -->\nnewer\n<!-- benchmarks: end -->\n\n{other}\n"
+    )
     assert path.read_text(encoding="utf-8") == expected
+    report.replace_block(path, "touched", "other")
+    assert path.read_text(encoding="utf-8") == expected.replace("untouched", "touched")
 
 
-@pytest.mark.parametrize("content", ["", report.BEGIN, f"{report.END}{report.BEGIN}"])
+BEGIN, END = report.block_of("").split("\n\n")
+
+
+@pytest.mark.parametrize("content", ["", BEGIN, f"{END}{BEGIN}"])
 def test_replace_block_refuses_a_file_without_marks(tmp_path: Path, content: str) -> None:
     path = tmp_path / "README.md"
     path.write_text(content, encoding="utf-8")

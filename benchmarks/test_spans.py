@@ -73,7 +73,7 @@ def run(folder: Path, *more: str) -> list[dict[str, Any]]:
     arguments = ["--synthetic", "--folder", str(folder / "work"), "--lines", str(folder / "rows")]
     document = folder / "doc.md"
     if not document.exists():
-        document.write_text(f"before\n{report.BEGIN}\n{report.END}\nafter\n", encoding="utf-8")
+        document.write_text(f"before\n{report.block_of('')}\nafter\n", encoding="utf-8")
     assert spans.main([*arguments, "--document", str(document), *more]) == 0
     return read_lines(folder / "rows")
 
@@ -169,7 +169,7 @@ def test_absent_bars_are_said_and_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = tmp_path / "doc.md"
-    document.write_text(f"{report.BEGIN}\n{report.END}\n", encoding="utf-8")
+    document.write_text(report.block_of(""), encoding="utf-8")
     lines, absent = tmp_path / "rows", tmp_path / "absent.parquet"
     asked = ["--bars", str(absent), "--folder", str(tmp_path / "work"), "--lines", str(lines)]
     assert spans.main([*asked, "--document", str(document)]) == 0
@@ -206,5 +206,7 @@ def test_the_document_is_that_of_the_lines() -> None:
     text = spans.DOCUMENT.read_text(encoding="utf-8")
     rows = read_lines(spans.LINES)
     assert span_report.full_report(rows, "benchmarks.png") in text
+    short = report.block_of(span_report.short_report(rows), "spans")
+    assert short in spans.README.read_text(encoding="utf-8")
     assert spans.DOCUMENT.with_suffix(".png").exists()
     assert {row["num_test"] for row in rows if row["bars"] == "BTC/USD"} == {3_201}
