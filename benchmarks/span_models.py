@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.span_task import LENGTH, NONE, TYPES, Task, Windows, rule_confidence, truth_of
+from benchmarks.span_task import (
+    COLUMNS,
+    LENGTH,
+    NONE,
+    TYPES,
+    Protocol,
+    Task,
+    Windows,
+    rule_confidence,
+    truth_of,
+)
 from moola_features import Windows as StoreWindows
 from moola_features.store import Store
 from moola_train.config import RunConfig
@@ -38,6 +49,7 @@ ROWS_OF_BOOSTING = 200_000  # bars at most; more take minutes and gain nothing
 WINDOWS_OF_ROCKET = 5_000  # at most: its ridge models grow with the cube
 BARS_OF_ROCKET = 20_000
 ROCKET_PYTHON = "MOOLA_ROCKET_PYTHON"  # variable: the Python of an environment that has aeon
+SEEDS = (17, 13, 23, 29)
 FEW = 1_000  # labels up to which a schedule counts as one for few
 
 SMALL: dict[str, Any] = {
@@ -314,3 +326,38 @@ MODELS: dict[str, Callable[[Task, Job, Windows], Result]] = {
     "jade-span, none": network,
 }
 NEEDS_NO_COLUMNS = ("constant span, majority", "every bar", "rule")
+
+
+def jobs_of(protocol: Protocol) -> Iterator[Job]:
+    """All runs, the most telling first; none twice."""
+    seen = set()
+    for job in _jobs(protocol):
+        if job.key not in seen:
+            seen.add(job.key)
+            yield job
+
+
+def _jobs(protocol: Protocol) -> Iterator[Job]:
+    sizes = list(protocol.sizes.items())
+    first = SEEDS[0]
+
+    def each(
+        models: tuple[str, ...], columns: tuple[str, ...], chosen: Any, seeds: tuple[int, ...]
+    ) -> Iterator[Job]:
+        for (size, draws), seed, name, model in itertools.product(chosen, seeds, columns, models):
+            for draw in range(draws):
+                yield Job(size=size, draw=draw, seed=seed, columns=name, model=model)
+
+    few, many = sizes[:1], sizes[1:]
+    every, best = tuple(COLUMNS), ("wide + context", "wide")
+    yield from each(NEEDS_NO_COLUMNS, ("-",), sizes, (first,))
+    yield from each(("jade-span",), best[:1], sizes[::-1], (first,))
+    yield from each(("jade-span",), best[1:], sizes[::-1], (first,))
+    yield from each(("jade-span",), every, few, (first,))
+    yield from each(("boosting",), best, sizes, (first,))
+    yield from each(("MiniRocket",), best[:1], sizes, (first,))
+    yield from each(("jade-span, none",), best[:1], sizes, (first,))
+    yield from each(("jade-compact",), best, sizes, (first,))
+    yield from each(("jade-span",), every, many, (first,))
+    yield from each(("jade-compact", "boosting"), every, sizes, (first,))
+    yield from each(("jade-span", "jade-compact"), every, sizes, SEEDS[1:])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import replace_block
+from benchmarks.span_models import jobs_of
+from benchmarks.span_task import REAL
 from moola_features.files import replaced_file
 
 Rows = Sequence[dict[str, Any]]
@@ -180,9 +183,17 @@ def _collapse(rows: Rows) -> str:
 
 
 def _missing(rows: Rows) -> str:
-    known = {row["model"] for row in rows}
-    peers = [name for name in ("boosting", "MultiRocket-Hydra") if name not in known]
-    return f"Not run: {', '.join(peers)}." if peers else ""
+    """How many of the planned runs have not been made yet, by model."""
+    done = {row["key"] for row in rows}
+    planned = list(jobs_of(REAL))
+    left = Counter(job.model for job in planned if job.key not in done)
+    if not left:
+        return ""
+    listed = ", ".join(f"{count} of `{name}`" for name, count in left.most_common())
+    return (
+        f"Of {len(planned)} runs that the protocol knows, {left.total()} have not been made yet: "
+        f"{listed}."
+    )
 
 
 def _circumstances(rows: Rows) -> str:
@@ -217,7 +228,9 @@ def _plot(rows: Rows, path: Path) -> None:
     real = [row for row in rows if row["bars"] != "synthetic"] or list(rows)
     figure, axes = plt.subplots(1, len(SHOWN), figsize=(12, 4), sharey=True, layout="constrained")
     groups = [(key, part) for key, part in _by(real, "model", "columns") if key[0] != "every bar"]
+    colours = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
     for axis, (metric, title) in zip(axes, SHOWN.items(), strict=True):
+        axis.set_prop_cycle(color=colours)
         for (shift, (key, part)), marker in zip(
             enumerate(groups), itertools.cycle("osD^vP*X"), strict=False
         ):

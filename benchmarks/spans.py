@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import importlib.metadata
-import itertools
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,18 +34,16 @@ from benchmarks import span_report  # noqa: E402
 from benchmarks.report import replace_block  # noqa: E402
 from benchmarks.span_models import (  # noqa: E402
     MODELS,
-    NEEDS_NO_COLUMNS,
     ROCKET_PYTHON,
     Arrays,
     Job,
     Result,
+    jobs_of,
 )
 from benchmarks.span_task import (  # noqa: E402
-    COLUMNS,
     NONE,
     REAL,
     TYPES,
-    Protocol,
     Task,
     Windows,
     append_line,
@@ -67,7 +63,6 @@ from moola_train.hindsight import LABELS  # noqa: E402
 DOCUMENT, LINES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.jsonl"
 README = ROOT / "README.md"
 BARS = ROOT.parent / "shared" / "data" / "btcusd_1m.parquet"
-SEEDS = (17, 13, 23, 29)
 SYNTHETIC_BARS = 60_000
 METRICS = ("span_f1", "hit_at_3", "f1_macro", "span_f1_micro", "start_mae", "end_mae")
 PACKAGES = ("numpy", "torch", "scikit-learn")
@@ -126,41 +121,6 @@ def run_missing(task: Task, lines: Path, *, only: str, minutes: float) -> None:
         result = MODELS[job.model](task, job, test)
         seconds = time.perf_counter() - started
         append_line(lines, row_of(task, job, test, result, seconds))
-
-
-def jobs_of(protocol: Protocol) -> Iterator[Job]:
-    """All runs, the most telling first; none twice."""
-    seen = set()
-    for job in _jobs(protocol):
-        if job.key not in seen:
-            seen.add(job.key)
-            yield job
-
-
-def _jobs(protocol: Protocol) -> Iterator[Job]:
-    sizes = list(protocol.sizes.items())
-    first = SEEDS[0]
-
-    def each(
-        models: tuple[str, ...], columns: tuple[str, ...], chosen: Any, seeds: tuple[int, ...]
-    ) -> Iterator[Job]:
-        for (size, draws), seed, name, model in itertools.product(chosen, seeds, columns, models):
-            for draw in range(draws):
-                yield Job(size=size, draw=draw, seed=seed, columns=name, model=model)
-
-    few, many = sizes[:1], sizes[1:]
-    every, best = tuple(COLUMNS), ("wide + context", "wide")
-    yield from each(NEEDS_NO_COLUMNS, ("-",), sizes, (first,))
-    yield from each(("jade-span",), best[:1], sizes[::-1], (first,))
-    yield from each(("jade-span",), best[1:], sizes[::-1], (first,))
-    yield from each(("jade-span",), every, few, (first,))
-    yield from each(("boosting",), best, sizes, (first,))
-    yield from each(("MiniRocket",), best[:1], sizes, (first,))
-    yield from each(("jade-span, none",), best[:1], sizes, (first,))
-    yield from each(("jade-compact",), best, sizes, (first,))
-    yield from each(("jade-span",), every, many, (first,))
-    yield from each(("jade-compact", "boosting"), every, sizes, (first,))
-    yield from each(("jade-span", "jade-compact"), every, sizes, SEEDS[1:])
 
 
 def key_of(task: Task, job: Job) -> str:

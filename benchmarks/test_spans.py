@@ -61,7 +61,7 @@ def test_few_labels_are_of_windows_that_do_not_overlap(task: Task) -> None:
 def test_jobs_are_told_apart_and_the_most_telling_come_first() -> None:
     jobs = list(spans.jobs_of(spans.REAL))
     assert len({job.key for job in jobs}) == len(jobs)
-    assert {job.seed for job in jobs} == set(spans.SEEDS)
+    assert {job.seed for job in jobs} == set(span_models.SEEDS)
     assert {job.columns for job in jobs} == {"-", *COLUMNS}
     nets = [job for job in jobs if job.model.startswith("jade")]
     assert (nets[0].size, nets[0].columns) == (20_000, "wide + context")
