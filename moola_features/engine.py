@@ -18,8 +18,8 @@ from moola_features.segments import segment_bounds, segment_starts
 from moola_features.stretches import Computed, Cutter, run_stretch
 from moola_features.times import time_text
 
-# Of a thread at a time. Where two stretches meet, two threads touch the same huge page, and the system
-# fills it twice: with four times as many meetings, fresh pages made two threads slower than one.
+# Of a thread at a time. Where two stretches meet, two threads touch the same huge page, and the
+# system fills it twice: a quarter of this made two threads slower than one, on fresh pages.
 STRETCH_BARS = 262_144
 
 
