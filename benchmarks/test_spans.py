@@ -85,7 +85,7 @@ def test_runs_are_kept_and_not_run_again(
     monkeypatch.setitem(span_models.SMALL["loop"], "epochs", 2)
     run(tmp_path, "--only", "60/0/17/-/*")
     rows = run(tmp_path, "--only", "60/0/17/standard/jade-span")
-    assert [row["model"] for row in rows] == [*spans.NEEDS_NO_COLUMNS, "jade-span"]
+    assert [row["model"] for row in rows] == [*span_models.NEEDS_NO_COLUMNS, "jade-span"]
     for row in rows:
         assert row["bars"] == "synthetic"
         assert 0 < row["expansion_share"] < 1

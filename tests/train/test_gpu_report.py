@@ -65,7 +65,7 @@ def results_of(*rows: Measured, cuda: bool = True) -> dict[str, Any]:
 @pytest.fixture
 def document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "gpu.md"
-    path.write_text(f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nrest\n", encoding="utf-8")
+    path.write_text(f"# Title\n\n{report.block_of('old')}\n\nrest\n", encoding="utf-8")
     monkeypatch.setattr(gpu, "DOCUMENT", path)
     return path
 
@@ -225,7 +225,7 @@ def test_an_earlier_run_is_written_into_the_document(
     assert json.loads(capsys.readouterr().out) == results
     table = gpu_report.full_report(results)
     assert report.surroundings(document) == ("# Title\n\n", "\n\nrest\n")
-    assert f"{report.BEGIN}\n{table}\n{report.END}" in document.read_text(encoding="utf-8")
+    assert report.block_of(table) in document.read_text(encoding="utf-8")
 
 
 def test_kernels_off_the_fast_path_are_written_down_and_end_in_failure(
@@ -266,6 +266,7 @@ def test_a_document_without_marks_is_refused_before_measuring(
 def test_the_document_has_its_table_and_its_command() -> None:
     text = gpu.DOCUMENT.read_text(encoding="utf-8")
     assert "```bash\npython benchmarks/gpu.py\n```" in text
-    block = text.split(report.BEGIN)[1].split(report.END)[0]
+    before, after = report.surroundings(gpu.DOCUMENT)
+    block = text.removeprefix(before).removesuffix(after)
     assert "Measured on 20" in block
     assert "| hidden | layers | batch | precision |" in block
