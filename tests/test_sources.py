@@ -154,6 +154,43 @@ def test_streaming_gives_the_same_bars(kind: str, batch_bars: int, tmp_path: Pat
     assert_same(joined(FORMATS[kind](as_frame(), tmp_path), batch_bars), BARS)
 
 
+@pytest.mark.parametrize(
+    ("group_rows", "batch_bars", "lengths"),
+    [
+        (100, 60, [60, 40, 60, 40, 50]),  # large groups: no batch goes from one into the next
+        (100, 100, [100, 100, 50]),
+        (30, 70, [60, 60, 60, 70]),  # small ones: as many whole groups as a batch holds
+        (250, 1_000, [250]),
+    ],
+)
+def test_batches_end_where_row_groups_do(
+    group_rows: int, batch_bars: int, lengths: list[int], tmp_path: Path
+) -> None:
+    bars = make_bars(250)
+    path = tmp_path / "bars.parquet"
+    as_frame(bars).write_parquet(path, row_group_size=group_rows)
+    source = open_source(path, batch_bars=batch_bars)
+    assert [len(piece) for _, piece in source.batches()] == lengths
+    assert_same(joined(path, batch_bars), bars)
+
+
+@pytest.mark.parametrize("group_rows", [1, 7, 100])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_part_of_a_parquet_file(group_rows: int, data: st.DataObject, tmp_path: Path) -> None:
+    path = tmp_path / "bars.parquet"
+    if not path.exists():
+        as_frame().write_parquet(path, row_group_size=group_rows)
+    start = data.draw(st.integers(0, NUM_BARS - 1))
+    stop = data.draw(st.integers(start + 1, NUM_BARS))
+    part = open_source(path, batch_bars=data.draw(st.integers(1, 30))).part(start, stop)
+    assert part is not None and part.num_rows == stop - start
+    pieces = [piece for _, piece in part.batches()]
+    assert part.rows_read == stop
+    columns = zip(*(piece.arrays for piece in pieces), strict=True)
+    assert_same(mf.Bars(*(np.concatenate(column) for column in columns)), BARS[start:stop])
+
+
 SPOILT_ROWS = {
     "open": (41, None, r"open is (None|''), not a finite number"),
     "high": (17, 1.0, r"high is (1.0|'1.0'), below (open|close) \d+.0"),

@@ -149,25 +149,45 @@ class _ParquetReader(Reader):
 
     def frames(self, columns: list[str], batch_rows: int) -> Iterator[pl.DataFrame]:
         with self._open() as file:
-            groups, row = self._row_groups(file)
-            batches = file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=columns)
-            for batch in batches:
-                start = max(self._rows.start - row, 0)
-                length = min(self._rows.stop - row, len(batch)) - start
-                row += len(batch)
-                if length > 0:
-                    yield _as_frame(batch.slice(start, length))
+            for first_row, groups in self._runs(file, batch_rows):
+                yield from self._run(file, first_row, groups, columns, batch_rows)
 
-    def _row_groups(self, file: pyarrow.parquet.ParquetFile) -> tuple[list[int], int]:
-        """Row groups that hold the rows, and the number of the first row in them."""
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        groups = [
-            i
-            for i in range(len(sizes))
-            if starts[i] < self._rows.stop and self._rows.start < starts[i + 1]
-        ]
-        return groups, starts[groups[0]] if groups else 0
+    def _runs(
+        self, file: pyarrow.parquet.ParquetFile, batch_rows: int
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Row groups to read at a time, and the number of their first row: one, or small ones.
+
+        A batch that crossed from one group into the next would keep both in memory.
+        """
+        groups: list[int] = []
+        first_row = row = 0
+        for index in range(file.num_row_groups):
+            end = row + file.metadata.row_group(index).num_rows
+            if groups and end - first_row > batch_rows:
+                yield first_row, groups
+                groups = []
+            if row < self._rows.stop and self._rows.start < end:
+                first_row = first_row if groups else row
+                groups.append(index)
+            row = end
+        if groups:
+            yield first_row, groups
+
+    def _run(
+        self,
+        file: pyarrow.parquet.ParquetFile,
+        row: int,
+        groups: list[int],
+        columns: list[str],
+        batch_rows: int,
+    ) -> Iterator[pl.DataFrame]:
+        """Rows of some row groups, of which the first has number ``row``."""
+        for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=columns):
+            start = max(self._rows.start - row, 0)
+            length = min(self._rows.stop - row, len(batch)) - start
+            row += len(batch)
+            if length > 0:
+                yield _as_frame(batch.slice(start, length))
 
     def _open(self) -> pyarrow.parquet.ParquetFile:
         # By default Arrow fetches all column chunks ahead and keeps them to the end of the
