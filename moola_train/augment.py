@@ -18,6 +18,7 @@ from moola_train.config import AugmentConfig
 from moola_train.errors import ConfigError
 from moola_train.mirror import MirrorImage
 from moola_train.moved import with_edges
+from moola_train.running_sum import running_sum
 from moola_train.shift import shifted
 
 JITTER = 0.03  # of a feature's spread within the window
@@ -207,5 +208,5 @@ def _curve(knots: Tensor, length: int) -> Tensor:
 
 def _places(pace: Tensor) -> Tensor:
     """Places that advance by a pace ``[T, B]`` above 0, from the first bar to the last."""
-    place = torch.cumsum(pace, dim=0) - pace[:1]
+    place = running_sum(pace, dim=0) - pace[:1]
     return place * (len(pace) - 1) / place[-1:]

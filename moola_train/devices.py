@@ -43,15 +43,38 @@ def prepare_device(config: LoopConfig, world: World = ALONE) -> torch.device:
             "give --device cuda, or set it to false"
         )
     if device.type == "cuda":
-        precision = "tf32" if config.precision == "tf32" else "ieee"
-        backends: Any = torch.backends  # its stubs know no precisions
-        backends.cudnn.rnn.fp32_precision = precision
-        backends.cuda.matmul.fp32_precision = precision
+        _set_precisions("tf32" if config.precision == "tf32" else "ieee")
         if config.deterministic:
             # cuBLAS reads this when its first handle is made.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
     return device
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute in whole float32 here, and as before afterwards.
+
+    PyTorch rounds the factors of an LSTM or a convolution on a GPU to TF32 unless told otherwise.
+    """
+    before = [operations.fp32_precision for operations in _float32_operations()]
+    _set_precisions("ieee")
+    try:
+        yield
+    finally:
+        for operations, precision in zip(_float32_operations(), before, strict=True):
+            operations.fp32_precision = precision
+
+
+def _set_precisions(precision: str) -> None:
+    # All of them: cuDNN's older flag can not be read while its operations differ.
+    for operations in _float32_operations():
+        operations.fp32_precision = precision
+
+
+def _float32_operations() -> tuple[Any, ...]:
+    backends: Any = torch.backends  # its stubs know no precisions
+    return backends.cudnn.rnn, backends.cudnn.conv, backends.cuda.matmul
 
 
 @contextlib.contextmanager

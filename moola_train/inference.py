@@ -17,7 +17,7 @@ from moola_features.engine import transform_windows
 from moola_features.store import Store
 from moola_features.windows import Windows
 from moola_train.config import LoopConfig
-from moola_train.devices import uses_gpu
+from moola_train.devices import full_precision, uses_gpu
 from moola_train.errors import ModelError, RunError
 from moola_train.memory import enough
 from moola_train.mirror import MirrorImage
@@ -181,9 +181,12 @@ class Predictor:
                 f"windows are {list(shape)}, the model reads "
                 f"[{settings.window_length}, {settings.num_features}]; give those"
             )
-        with enough(
-            f"predicting {batch_size} windows at once on {self.device}",
-            "give a smaller batch_size, or device='cpu'",
+        with (
+            full_precision(),
+            enough(
+                f"predicting {batch_size} windows at once on {self.device}",
+                "give a smaller batch_size, or device='cpu'",
+            ),
         ):
             parts = [
                 self._predict_batch(features[first : first + batch_size])

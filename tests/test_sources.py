@@ -184,7 +184,8 @@ def test_a_part_of_a_parquet_file(group_rows: int, data: st.DataObject, tmp_path
     start = data.draw(st.integers(0, NUM_BARS - 1))
     stop = data.draw(st.integers(start + 1, NUM_BARS))
     part = open_source(path, batch_bars=data.draw(st.integers(1, 30))).part(start, stop)
-    assert part is not None and part.num_rows == stop - start
+    assert part is not None
+    assert part.num_rows == stop - start
     pieces = [piece for _, piece in part.batches()]
     assert part.rows_read == stop
     columns = zip(*(piece.arrays for piece in pieces), strict=True)

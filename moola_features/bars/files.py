@@ -365,7 +365,7 @@ def _reader_for(path: Path, head: bytes, compression: str | None) -> Reader:
 
 def _one_line(error: BaseException) -> str:
     """Another library's message in one line of bearable length."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

@@ -12,6 +12,7 @@ from moola_train import losses
 from moola_train.heads.base import Batch, Head, HeadInput, HeadSettings, register
 from moola_train.heads.edges import LONGEST_SPAN, SHORTEST_SPAN
 from moola_train.initial import start_at
+from moola_train.running_sum import running_sum
 from moola_train.targets import TargetPriors
 
 NUM_LENGTHS = LONGEST_SPAN - SHORTEST_SPAN + 1
@@ -100,7 +101,7 @@ class SpanScores(Head):
         best = worth.flatten(1).argmax(dim=1)
         start = torch.div(best, NUM_LENGTHS, rounding_mode="floor")
         first, last = edge_shares(shares)
-        begun, over = first.cumsum(dim=1), last.cumsum(dim=1) - last
+        begun, over = running_sum(first, dim=1), running_sum(last, dim=1) - last
         return {
             "start": start,
             "end": start + best % NUM_LENGTHS + SHORTEST_SPAN - 1,

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 from moola_train.config import LoopConfig
-from moola_train.devices import prepare_device
+from moola_train.devices import full_precision, prepare_device
 from moola_train.errors import ConfigError, RunError
-from tests.train.loops import EVERYTHING, Changed, config_of, loop_of
+from moola_train.presets import PRESETS
+from moola_train.pretrain import pretrain
+from moola_train.pretrain_config import MASKINGS, PretrainConfig
+from tests.train.dispatch import Repeatable
+from tests.train.loops import EVERYTHING, Changed, config_of, loop_of, model_of
+from tests.train.small import SETTINGS, make_task
 from tests.train.test_resume import assert_same_runs
 
 
@@ -54,6 +59,72 @@ def test_an_operation_that_has_no_deterministic_form_is_named(tmp_path: Path) ->
         "loop.deterministic: cumsum_cuda_kernel does not have a deterministic implementation on "
         "this device; leave out what needs it, or set loop.deterministic = false"
     )
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("jade", "jade-compact", "jade-span", "simple-lstm")},
+    "a path": {"heads": ("type", "pointers", "span_crf"), "attention_heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fitting_needs_nothing_that_has_no_deterministic_form(name: str, tmp_path: Path) -> None:
+    preset = name if name in PRESETS else "jade-compact"
+    config = config_of(**EVERYTHING, model__preset=preset)
+    loop = loop_of(tmp_path / "run", config, model=model_of(config, **MODELS[name]))
+    with Repeatable():
+        loop.run()
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_masking_needs_nothing_that_has_no_deterministic_form(masking: str, tmp_path: Path) -> None:
+    config = PretrainConfig.from_dict(
+        {**SETTINGS, "data": {"batch_size": 32}, "pretrain": {"stride": 26, "masking": masking}}
+    )
+    store = make_task(tmp_path, num_bars=3_000).store
+    assert store is not None
+    with Repeatable():
+        pretrain(store, tmp_path / "encoder.safetensors", tmp_path / "run", config)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda values: values.cumsum(0),
+        lambda values: values.median(dim=0),
+        lambda values: values.histc(),
+        lambda values: torch.bincount(values.long(), values),
+    ],
+)
+def test_what_has_no_deterministic_form_would_be_seen(operation: Any) -> None:
+    with Repeatable(), pytest.raises(AssertionError, match="no deterministic form"):
+        operation(torch.ones(4))
+    with Repeatable():
+        assert torch.ones(4, dtype=torch.int64).cumsum(0)[-1] == 4
+
+
+@pytest.fixture
+def operations() -> Iterator[tuple[Any, ...]]:
+    """What has a precision of its own, and afterwards the one it had."""
+    backends: Any = torch.backends
+    found = backends.cudnn.rnn, backends.cudnn.conv, backends.cuda.matmul
+    before = [each.fp32_precision for each in found]
+    yield found
+    for each, precision in zip(found, before, strict=True):
+        each.fp32_precision = precision
+
+
+def test_full_precision_ends_where_it_began(operations: tuple[Any, ...]) -> None:
+    def fail() -> None:
+        with full_precision():
+            assert {each.fp32_precision for each in operations} == {"ieee"}
+            raise KeyError
+
+    for each in operations:
+        each.fp32_precision = "tf32"
+    with pytest.raises(KeyError):
+        fail()
+    assert {each.fp32_precision for each in operations} == {"tf32"}
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:

@@ -145,6 +145,17 @@ class TestPredictions:
         found, other = one.predict_windows(upright), one.predict_windows(turned)
         assert not np.array_equal(found["start_probability"], other["start_probability"])
 
+    def test_nothing_is_rounded_to_tf32(
+        self, store: mf.Store, spans: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        predictor = Predictor.open(spans)
+        operations: Any = torch.backends.cudnn.rnn
+        monkeypatch.setattr(operations, "fp32_precision", "tf32")
+        seen = []
+        predictor.model.register_forward_hook(lambda *_: seen.append(operations.fp32_precision))
+        predictor.predict(store, store.windows(105, 300).starts[:3], batch_size=2)
+        assert seen == ["ieee", "ieee"]
+
     def test_no_windows_are_no_predictions(self, store: mf.Store, spans: Path) -> None:
         found = Predictor.open(spans).predict(store, [])
         assert found["type_probability"].shape == (0, 2)
