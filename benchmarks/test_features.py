@@ -66,14 +66,12 @@ def test_fresh_pages(benchmark: Any, bars: mf.Bars, name: str) -> None:
         name="a copy of the same bytes into fresh pages", run=values.copy, amount=len(bars),
         goal=at_least(0.25) if is_default else None, is_rival=False, headline=is_default,
     )  # fmt: skip
-    computed, copied = compare(benchmark, ours, copy, unit="bars/s", rounds=9)
+    computed, copied = compare(benchmark, ours, copy, unit="bars/s", rounds=9, fresh_pages=True)
     np.testing.assert_array_equal(computed.values, copied)
 
 
 def test_loop(benchmark: Any, full: bool, bars: mf.Bars) -> None:
     head = bars[: LOOP_BARS if full else 500]
-    # Not into fresh pages: memory left alone for the seconds that a loop takes goes back to the
-    # host of a virtual machine, which then makes us wait for it, not the loop.
     buffer = WarmBuffer(bars, mf.FeatureConfig())
     ours = Contender(
         name="11 columns, rule atr, into a warm buffer", run=buffer.fill, amount=len(bars)
@@ -110,7 +108,9 @@ def test_candle_columns(benchmark: Any, bars: mf.Bars) -> None:
         name="NumPy, the six candle columns only", amount=len(bars),
         run=lambda: peers.numpy_candles(bars), headline=True,
     )  # fmt: skip
-    computed, by_polars, by_numpy = compare(benchmark, ours, polars, numpy, unit="bars/s", rounds=9)
+    computed, by_polars, by_numpy = compare(
+        benchmark, ours, polars, numpy, unit="bars/s", rounds=9, fresh_pages=True
+    )
     expected = computed.values[:, :6]
     np.testing.assert_allclose(by_polars.to_numpy(), expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(by_numpy, expected, rtol=0, atol=1e-6)
