@@ -52,6 +52,7 @@ from benchmarks.span_task import (  # noqa: E402
     synthetic,
     truth_of,
 )
+from moola_train.allocator import keep_freed  # noqa: E402
 from moola_train.evaluation.bootstrap import Draws, Interval  # noqa: E402
 from moola_train.evaluation.statistics import (  # noqa: E402
     AveragePrecision,
@@ -81,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run later")
     parser.add_argument("--report", action="store_true", help="only write the tables anew")
     asked = parser.parse_args(arguments)
+    keep_freed()
     torch.set_num_threads(1)  # the same bits on every machine of its kind
     if not asked.report:
         if asked.synthetic:

@@ -6,6 +6,7 @@ import click
 
 from moola_features import __version__
 from moola_features.command import CONTEXT, run
+from moola_train.allocator import keep_freed
 from moola_train.commands.evaluate import evaluate
 from moola_train.commands.fit import fit
 from moola_train.commands.inspect import inspect
@@ -28,6 +29,7 @@ for _command in (models, label, inspect, review, split, pretrain, fit, evaluate)
 
 def main() -> None:
     """Run the command line."""
+    keep_freed()
     run(cli, "moola-train", "interrupted; the last checkpoint stands")
 
 
