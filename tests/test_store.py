@@ -83,6 +83,18 @@ class TestOthersReadIt:
             assert array.chunks == (CHUNK, *shape[1:])
             assert array.compressors == ()
 
+    @pytest.mark.parametrize("name", ARRAYS)
+    def test_metadata_is_as_zarr_writes_it(self, path, name):
+        array = zarr.open_group(path, mode="r")[name]
+        assert isinstance(array, zarr.Array)
+        documents = {}
+        zarr.create_array(
+            documents, shape=array.shape, chunks=array.chunks, dtype=array.dtype, filters=None,
+            compressors=None, serializer=array.serializer, fill_value=array.fill_value,
+            zarr_format=3, dimension_names=array.metadata.dimension_names,
+        )  # fmt: skip
+        assert (path / name / "zarr.json").read_bytes() == documents["zarr.json"].to_bytes()
+
     def test_attributes(self, path, bars):
         attributes = zarr.open_group(path, mode="r").attrs.asdict()
         assert attributes == mf.open_store(path).attributes

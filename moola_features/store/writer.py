@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import math
 import mmap
@@ -241,18 +242,27 @@ def _remove_others(folder: Path, num_files: int) -> None:
 def _write_metadata(
     folder: Path, name: str, array: ArrayFormat, shape: tuple[int, ...], chunks: tuple[int, ...]
 ) -> None:
+    grid = {"name": "regular", "configuration": {"chunk_shape": chunks}}
+    document = {**_metadata_of(array), "shape": shape, "chunk_grid": grid}
+    _replace_text(folder / name / METADATA, json.dumps(document, indent=2).encode())
+
+
+@functools.cache
+def _metadata_of(array: ArrayFormat) -> dict[str, Any]:
+    """What zarr tells of an array; it takes 0.4 ms, and only shape and chunks ever change."""
     import zarr
     from zarr.codecs import BytesCodec
 
     # In memory: zarr writes from threads of its own, which an interrupt does not stop.
     documents: dict[str, Any] = {}
     zarr.create_array(
-        documents, shape=shape, chunks=chunks, dtype=array.dtype,
+        documents, shape=array.chunk_shape, chunks=array.chunk_shape, dtype=array.dtype,
         filters=None, compressors=None, serializer=BytesCodec(endian="little"),
         fill_value=False if array.dtype == "bool" else 0,
         zarr_format=3, dimension_names=array.dimensions,
     )  # fmt: skip
-    _replace_text(folder / name / METADATA, documents[METADATA].to_bytes())
+    found: dict[str, Any] = json.loads(documents[METADATA].to_bytes())
+    return found
 
 
 def _replace_text(path: Path, data: bytes) -> None:
