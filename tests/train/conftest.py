@@ -19,6 +19,7 @@ def moola(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     before, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli, "keep_freed", lambda: False)  # this process is not the program's own
 
     def run(*arguments: object) -> Outcome:
         capfd.readouterr()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import moola_train
+from moola_train import cli
 
 ROOT = Path(moola_train.__file__).parents[1]
 # The first array makes the heap as large as it gets.
@@ -69,3 +70,11 @@ def test_glibc_gives_it_back_unless_told() -> None:
 def test_what_the_environment_chose_stands(name: str) -> None:
     value = "glibc.malloc.arena_max=2" if name == "GLIBC_TUNABLES" else "2"
     assert not faults("told", **{name: value})[0]
+
+
+def test_the_command_line_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(cli, "keep_freed", lambda: calls.append("keep"))
+    monkeypatch.setattr(cli, "run", lambda *_: calls.append("run"))
+    cli.main()
+    assert calls == ["keep", "run"]
