@@ -148,7 +148,7 @@ def make_scene(
         panels=tuple(_make_panel(store, i, first, stop) for i in _choose_columns(store, columns)),
         swings=_find_swings(store, first, stop),
         boundaries=boundaries,
-        gap_texts=tuple(_duration(int(store.time[i] - store.time[i - 1])) for i in boundaries),
+        gap_texts=tuple(duration_text(int(store.time[i] - store.time[i - 1])) for i in boundaries),
         focus=focus,
         tick_rank=rank,
         tick_text=text,
@@ -296,7 +296,7 @@ def _label(moment: datetime, unit: str) -> str:
             return f"{moment.year}"
 
 
-def _duration(nanoseconds: int) -> str:
+def duration_text(nanoseconds: int) -> str:
     """Write a duration in its two largest units, such as ``"2 d 1 h"``."""
     parts = []
     rest = nanoseconds

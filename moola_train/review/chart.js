@@ -117,6 +117,7 @@ export class Chart {
     pen.beginPath();
     pen.rect(MARGIN.left, MARGIN.top, this.plotWidth(), this.plotHeight());
     pen.clip();
+    this.drawPauses(pen);
     this.drawSwings(pen);
     this.drawCandles(pen);
     pen.restore();
@@ -183,6 +184,23 @@ export class Chart {
       pen.fillRect(x + wick / 2 - body / 2, upper, body, Math.max(lower - upper, wick));
     }
     pen.globalAlpha = 1;
+  }
+
+  // Bars stand side by side, however long nothing was traded between them.
+  drawPauses(pen) {
+    pen.textAlign = "left";
+    pen.textBaseline = "middle";
+    let free = MARGIN.left; // where the last text ends
+    for (const { at, text } of this.window.pauses) {
+      if (at <= this.first || at >= this.stop) continue;
+      const x = this.crisp(this.left(at));
+      this.line(pen, x, MARGIN.top, x, MARGIN.top + this.plotHeight(), this.colours["faint-text"], [1, 3]);
+      const from = Math.min(x + 5, MARGIN.left + this.plotWidth() - pen.measureText(text).width - 5);
+      if (from < free) continue;
+      pen.fillStyle = this.colours["faint-text"];
+      pen.fillText(text, from, MARGIN.top + this.plotHeight() - 11);
+      free = from + pen.measureText(text).width + 8;
+    }
   }
 
   drawSwings(pen) {

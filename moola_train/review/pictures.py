@@ -7,14 +7,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moola_features.bars import Bars
-from moola_features.chart.scene import DAY_RANK, count_decimals, label_times, short_time
+from moola_features.chart.scene import (
+    DAY_RANK,
+    count_decimals,
+    duration_text,
+    label_times,
+    short_time,
+)
 from moola_features.engine import swings
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from moola_features.store import Store
 
 NUM_BEFORE = 40
 NUM_AFTER = 30  # hidden until somebody asks for them
+LEAST_PAUSE = 10  # bars; in a thin market a few are missing everywhere
 
 
 class Pictures:
@@ -52,6 +61,7 @@ class Pictures:
         dict
             ``time`` in ms, ``open``, ``high``, ``low``, ``close``: bars drawn, of which ``before``
             stand before the window; ``swings`` with positions in the window, negative before it;
+            ``pauses`` of :data:`LEAST_PAUSE` bars or longer, each before the bar ``at``;
             ``period``; and what the axes need.
         """
         store, length = self._store, self._length
@@ -70,6 +80,7 @@ class Pictures:
             "before": start_bar - first,
             "length": length,
             "swings": self._swings_in(begin, first, stop, start_bar),
+            "pauses": _pauses(time, start_bar - first),
             "period": f"{short_time(store.time[start_bar])} to {short_time(store.time[last])} UTC",
             "tick_rank": rank.tolist(),
             "tick_text": text,
@@ -92,3 +103,13 @@ class Pictures:
             }
             for row in range(left, right)
         ]
+
+
+def _pauses(time: NDArray[np.int64], origin: int) -> list[dict[str, Any]]:
+    """Where bars stand side by side that were long apart."""
+    passed = np.diff(time)
+    missing = passed // passed.min() - 1
+    return [
+        {"at": row + 1 - origin, "text": duration_text(int(passed[row]))}
+        for row in np.flatnonzero(missing >= LEAST_PAUSE).tolist()
+    ]

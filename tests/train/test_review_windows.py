@@ -15,7 +15,7 @@ from moola_train.errors import ConfigError, LabelsError
 from moola_train.fit import fit
 from moola_train.inference import Predictor
 from moola_train.review.candidates import mean_entropy, queue_rows, store_windows
-from moola_train.review.pictures import NUM_AFTER, NUM_BEFORE, Pictures
+from moola_train.review.pictures import LEAST_PAUSE, NUM_AFTER, NUM_BEFORE, Pictures
 from moola_train.review.start import ReviewSettings, open_review
 from tests.train.reviewing import CLASSES, ONE, make_store
 from tests.train.small import SETTINGS, make_task
@@ -180,3 +180,21 @@ def test_a_picture_stays_within_its_segment(tmp_path: Path) -> None:
     assert first["before"] == min(after[0] - 450, NUM_BEFORE)
     assert first["time"][0] >= int(store.time[450]) // 10**6
     assert all(swing["at"] >= 450 - after[0] for swing in first["swings"])
+
+
+def test_a_picture_says_where_nothing_was_traded(tmp_path: Path) -> None:
+    bars = mf.synth.synthesise(900, seed=5).bars
+    minute = 60 * 10**9
+    time = bars.time[0] + np.arange(900, dtype=np.int64) * minute
+    time[400:] += (LEAST_PAUSE - 1) * minute  # one bar too few to be said
+    time[420:] += LEAST_PAUSE * minute
+    time[450:] += 49 * 60 * minute
+    parts = {name: getattr(bars, name) for name in ("open", "high", "low", "close")}
+    mf.build(mf.Bars(time=time, **parts), tmp_path / "pauses.zarr")
+    store = mf.open_store(tmp_path / "pauses.zarr")
+    asked = [430, 420, 300]
+    shown = [Pictures(store, 105).of(bar)["pauses"] for bar in asked]
+    week = {"text": "2 d 1 h"}
+    assert shown[0] == [{"at": -10, "text": "11 min"}, {"at": 20, **week}]
+    assert shown[1] == [{"at": 0, "text": "11 min"}, {"at": 30, **week}]
+    assert [pause["at"] for pause in shown[2]] == [120]  # bars after the window are drawn too
