@@ -116,10 +116,8 @@ PRESETS: dict[str, Preset] = {
     "jade-compact": Preset(
         "small, for a few hundred labelled windows: type, pointers, span and countdown",
         ModelSettings(
-            # With 0.1 of the inputs, or 0.6 before the heads, the type collapsed on some draws of
-            # 174 labels; docs/benchmarks.md has the figures.
-            input_dropout=0.0,
-            head_dropout=0.3,
+            # No dropout: with any of it the type collapsed on some draws of 174 labels, as
+            # docs/benchmarks.md shows.
             heads=("type", "pointers", "span", "countdown"),
         ),
     ),
