@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moola_features.bars.checks import MAX_PRICE, MISSING_TIME
 from moola_features.config import FeatureConfig
 from moola_features.errors import StreamError
-from moola_features.feature_pass import FeaturePass
+from moola_features.feature_pass import FeaturePass, kernel_of
 from moola_features.times import time_text
 
 STATE_VERSION = 1
@@ -60,7 +60,7 @@ class Stream:
     def _take_on(self, carried: FeaturePass) -> None:
         self._pass = carried
         self._prices = np.zeros((4, 1))
-        # The kernel reads through read-only views: they match its signature, which is fastest.
+        # Read-only, as the kernel's signature says: nothing checks it at every bar.
         columns = [self._prices[j] for j in range(4)]
         for column in columns:
             column.flags.writeable = False
@@ -74,7 +74,7 @@ class Stream:
         self._max_gap_ns = self.config.max_gap_ns
         self._floor = 0.0 if self.config.family == "returns" else -inf  # of every price
         self._rest = (carried.parameters, carried.carried, carried.history)
-        self._kernel = carried.kernel
+        self._kernel = kernel_of(self.config).load_unchecked()
 
     def update(
         self, time: int, open_: float, high: float, low: float, close: float

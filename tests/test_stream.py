@@ -14,6 +14,7 @@ import pytest
 import moola_features as mf
 from moola_features.bars.checks import MAX_PRICE
 from moola_features.errors import StreamError
+from moola_features.kernels.compiled import Kernel
 from tests.markets import as_bits, walk
 from tests.strategies import MINUTE_NS, START_NS, config_name, every_config
 
@@ -32,6 +33,18 @@ def fed(config: mf.FeatureConfig, bars: mf.Bars) -> mf.Stream:
     for i in range(len(bars)):
         stream.update(*bar(bars, i))
     return stream
+
+
+@pytest.mark.parametrize("config", every_config(), ids=config_name)
+def test_the_kernel_is_given_the_declared_types(config, monkeypatch):
+    bars = walk(60, seed=3, gaps=[30])
+    unchecked = fed(config, bars)
+    # Numba's own entry raises TypeError for anything else; a stream goes past it.
+    monkeypatch.setattr(Kernel, "load_unchecked", Kernel.load)
+    checked = fed(config, bars)
+    resumed = mf.Stream.from_state(unchecked.state())
+    resumed.update(bars.time[-1].item() + MINUTE_NS, *GOOD)
+    assert checked.state() == unchecked.state()
 
 
 class TestState:

@@ -84,6 +84,18 @@ class Kernel:
                     self._compiled = self._compile()
         return self._compiled
 
+    def load_unchecked(self) -> Callable[..., Any]:
+        """Return the same without Numba's look at the types of what it is given.
+
+        That look takes 0.6 of the 2.0 µs of a call with eleven arrays. Who calls this answers for
+        the declared types: 64-bit floats given for integers would be read as integers.
+        """
+        checked = self.load()
+        if _SETTINGS.DISABLE_JIT:
+            return checked
+        compiled: Callable[..., Any] = checked.overloads[self.signature.args].entry_point  # type: ignore[attr-defined]
+        return compiled
+
     def _compile(self) -> Callable[..., Any]:
         if _SETTINGS.DISABLE_JIT:
             return _interpreted(self.function)
