@@ -158,15 +158,17 @@ class Windows:
 
         positions = checked_rows(rows, len(self.starts))
         count, width = len(positions), self.features.shape[1]
-        offsets = self.starts[positions] * width
         if time_major:
             out = checked_out(out, (self.length, count, width))
             flat = out.reshape(self.length, count * width)
-            gather_time_major.load()(self._flat, offsets, width, flat)
+            gather_time_major.load()(self._flat, self.starts[positions] * width, width, flat)
             return out
         out = checked_out(out, (count, self.length, width))
         size = self.length * width
-        gather.load()(self._flat, offsets, size, out.reshape(count, size))
+        gather.load()(
+            self._flat, self.starts, positions, np.arange(count), size, width,
+            out.reshape(count, size),
+        )  # fmt: skip
         return out
 
 

@@ -43,7 +43,8 @@ def fresh() -> Kernel:
 
 def works(kernel: Kernel) -> bool:
     out = np.empty((2, 3), np.float32)
-    kernel.load()(np.arange(9, dtype=np.float32), np.array([1, 5]), 3, out)
+    both = np.arange(2)
+    kernel.load()(np.arange(9, dtype=np.float32), np.array([1, 5]), both, both, 3, 1, out)
     return out.tolist() == [[1, 2, 3], [5, 6, 7]]
 
 
@@ -244,7 +245,8 @@ from moola_features.kernels.gather import gather
 print("ready", flush=True)
 sys.stdin.read()  # until all are
 out = np.empty((2, 3), np.float32)
-gather.load()(np.arange(9, dtype=np.float32), np.array([1, 5]), 3, out)
+both = np.arange(2)
+gather.load()(np.arange(9, dtype=np.float32), np.array([1, 5]), both, both, 3, 1, out)
 print(json.dumps([out.tolist(), gather.was_compiled]))
 """
 

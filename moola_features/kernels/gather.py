@@ -7,17 +7,36 @@ import numba
 from moola_features.kernels.compiled import i8, kernel, matrix, vector
 from moola_features.kernels.prefetch import prefetch
 
+AHEAD, FAR_AHEAD = 2, 16  # windows
+PIECE = 128  # values copied in one go
+LINE = 16  # values in a cache line
 BLOCK = 32  # windows that are read side by side: longer runs to write, and all still in the caches
 
 
-@kernel(vector(numba.float32), vector(i8), i8, matrix(numba.float32, writable=True))
-def gather(table, offsets, size, out):
-    """Copy ``size`` consecutive values from each offset of ``table`` into a row of ``out``."""
-    for b in range(offsets.shape[0]):
-        source = table[offsets[b] : offsets[b] + size]
-        target = out[b]
-        for j in range(size):
-            target[j] = source[j]
+@kernel(
+    vector(numba.float32), vector(i8), vector(i8), vector(i8), i8, i8,
+    matrix(numba.float32, writable=True),
+)  # fmt: skip
+def gather(table, starts, rows, places, size, width, out):
+    """Copy ``size`` values, from bar ``starts[rows[b]]`` of ``table`` on, to ``out[places[b]]``.
+
+    Between one piece of a window and the next, the same piece of a window ahead is asked for, and
+    farther ahead where a window starts: windows lie wherever the shuffle has put them.
+    """
+    last = rows.shape[0] - 1
+    for b in range(rows.shape[0]):
+        prefetch(starts, rows[min(b + FAR_AHEAD, last)])
+        here = starts[rows[b]] * width
+        ahead = starts[rows[min(b + AHEAD, last)]] * width
+        target = out[places[b]]
+        for first in range(0, size, PIECE):
+            stop = min(first + PIECE, size)
+            for j in range(first, stop, LINE):
+                prefetch(table, ahead + j)
+            source = table[here + first : here + stop]
+            piece = target[first:stop]
+            for j in range(stop - first):
+                piece[j] = source[j]
 
 
 @kernel(vector(numba.float32), vector(i8), i8, matrix(numba.float32, writable=True))

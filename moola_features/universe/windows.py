@@ -201,34 +201,23 @@ class UniverseWindows:
         StoreError
             A file that is not mapped, and gone.
         """
+        from moola_features.kernels.gather import gather as kernel
+
         instrument, start = self.locate(rows)
         filled = checked_out(out, (len(start), self.length, self.num_features))
+        width, size = self.num_features, self.length * self.num_features
+        flat = filled.reshape(len(start), size)
         # By instrument, and there by place: what lies in one chunk is read behind each other.
         order = np.lexsort((start, instrument))
         bounds = np.flatnonzero(np.diff(instrument[order])) + 1
         for group in np.split(order, bounds) if len(order) else ():
             table = self._tables[int(instrument[group[0]])]
             if isinstance(table, np.ndarray):
-                self._copy(table, start[group], group, filled)
+                kernel.load()(table.reshape(-1), start, group, group, size, width, flat)
                 continue
             for row in group.tolist():
                 filled[row] = table[int(start[row]) : int(start[row]) + self.length]
         return filled
-
-    def _copy(
-        self,
-        table: NDArray[np.float32],
-        start: NDArray[np.int64],
-        rows: NDArray[np.int64],
-        out: NDArray[np.float32],
-    ) -> None:
-        from moola_features.kernels.gather import gather as kernel
-
-        size = self.length * self.num_features
-        flat, offsets = table.reshape(-1), start * self.num_features
-        found = np.empty((len(rows), size), np.float32)
-        kernel.load()(flat, offsets, size, found)
-        out[rows] = found.reshape(len(rows), self.length, self.num_features)
 
 
 def index_universe(
