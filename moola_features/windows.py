@@ -55,7 +55,7 @@ class Windows:
         plain = isinstance(features, np.ndarray) and features.flags.c_contiguous
         if not plain or features.dtype != np.float32 or features.ndim != 2:
             raise WindowError("features are not C-contiguous float32 [T, F]; convert them")
-        starts = np.asarray(starts, np.int64)
+        starts = np.ascontiguousarray(starts, np.int64)
         if len(starts) and (starts.min() < 0 or starts.max() + length > len(features)):
             raise WindowError(
                 f"starts reach from {starts.min()} to {starts.max()}; windows of {length} bars "
@@ -173,7 +173,10 @@ class Windows:
 
 
 def checked_rows(rows: ArrayLike, num_windows: int) -> NDArray[np.int64]:
-    """Return positions of windows as int64 ``[B]``, or refuse them; see :meth:`Windows.gather`."""
+    """Return positions of windows as contiguous int64 ``[B]``, or refuse them.
+
+    See :meth:`Windows.gather`.
+    """
     try:
         array = np.asarray(rows)
     except ValueError as error:
@@ -186,7 +189,7 @@ def checked_rows(rows: ArrayLike, num_windows: int) -> NDArray[np.int64]:
         outside = (array < -num_windows) | (array >= num_windows)
         worst = int(np.argmax(outside))
         raise _outside(f"rows[{worst}] = {array[worst]}", num_windows)
-    return array.astype(np.int64, copy=False)
+    return np.ascontiguousarray(array, np.int64)
 
 
 def checked_out(

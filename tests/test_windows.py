@@ -282,6 +282,14 @@ class TestGather:
         rows.flags.writeable = False
         np.testing.assert_array_equal(windows.gather(rows[::-3]), fancy(windows, rows[::-3]))
 
+    @pytest.mark.parametrize(
+        "starts", [np.arange(20)[::2], np.arange(10, dtype=">i8"), np.arange(10, dtype=np.uint8)]
+    )
+    def test_starts_of_any_layout(self, starts):
+        windows = mf.Windows(np.random.default_rng(4).random((24, 2), np.float32), starts, 3)
+        for rows in (np.arange(10), np.broadcast_to(np.int64(7), (5,)), np.array([3, -1], ">i4")):
+            np.testing.assert_array_equal(windows.gather(rows), fancy(windows, rows))
+
     @kernels
     def test_into_a_buffer(self, small):
         out = np.full((2, 3, 2), np.nan, np.float32)
