@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from moola_train.errors import ConfigError, LabelsError
 from moola_train.hindsight import window_names
 from moola_train.labels import read_labels
 from moola_train.review.marks import Mark
+from moola_train.review.remembered import Remembered
 from moola_train.targets import NO_EXPANSION
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _ANSWER: dict[str, Any] = {
     "label": pl.String, "expansion_start": pl.Int64, "expansion_end": pl.Int64,
     "source": pl.String, "comment": pl.String, "reviewed_at": _TIME,
 }  # fmt: skip
-_SKIPPED = b"moola_review_skipped"  # in the file's metadata: a skipped window is no labelled one
+_OWN = (*_ANSWER, "window_id", "start_time")  # all columns that a window of the store has
 _READ_ROWS = 65_536
 
 
@@ -62,6 +62,7 @@ class Record:
     """Windows and what is said of them, one row a window, in memory and on disk.
 
     A window is in the file if it is answered, or if the labels that the review began with have it.
+    The file remembers what those said, so an answer can be taken back on any later day.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ class Record:
     start_bar
         Position of the first bar of each in the store.
     original
-        What was said of each before the review.
+        What was said of each before the review, as far as labels and file tell.
     """
 
     def __init__(self, output: Path, labels: Path, store: Store, classes: tuple[str, ...]) -> None:
@@ -133,7 +134,9 @@ class Record:
                 "expansion_end": empty, "start_time": pl.Series(times).cast(_TIME),
             }
         )  # fmt: skip
-        self._append(frame, names, new.tolist(), [Mark()] * len(names), given=False)
+        unsaid = [Mark()] * len(names)
+        given = [False] * len(names)
+        self._append(frame, names, new.tolist(), unsaid, original=unsaid, given=given)
 
     def change(self, marks: Mapping[int, Mark]) -> None:
         """Say something else of some rows; it is on disk when this returns.
@@ -165,6 +168,13 @@ class Record:
         marks = _marks_of(frame, labels, source)
         assert labels.start_bar is not None
         bars = labels.start_bar.tolist()
+        before = Remembered.read(source).before
+        drawn = _look_drawn(frame, labels)
+        original, given = [], []
+        for name, mark, may_be_drawn in zip(labels.window_id, marks, drawn, strict=True):
+            is_open = mark.reviewed_at is None
+            original.append(mark if is_open else before.get(name, Mark()))
+            given.append(is_open or name in before or not may_be_drawn)
         new = []
         for index, (name, bar, mark) in enumerate(zip(labels.window_id, bars, marks, strict=True)):
             known = self._row.get(name)
@@ -179,12 +189,13 @@ class Record:
                 self._marks[known] = mark
         self._append(
             frame[new], [labels.window_id[i] for i in new], [bars[i] for i in new],
-            [marks[i] for i in new], given=True,
+            [marks[i] for i in new], original=[original[i] for i in new],
+            given=[given[i] for i in new],
         )  # fmt: skip
 
     def _append(
         self, frame: pl.DataFrame, names: Sequence[str], bars: list[int], marks: list[Mark],
-        *, given: bool,
+        *, original: list[Mark], given: list[bool],
     ) -> None:  # fmt: skip
         if not names:
             return
@@ -196,20 +207,17 @@ class Record:
         self.window_id += names
         self.start_bar += bars
         self._marks += marks
-        # What an answer of an earlier review replaced is not known any more.
-        self.original += [mark if mark.reviewed_at is None else Mark() for mark in marks]
-        self._given += [given and mark.reviewed_at is None for mark in marks]
+        self.original += original
+        self._given += given
 
     def _restore_skipped(self) -> None:
         if not self.path.exists():
             return
-        with decoding(self.path):
-            stored = (pq.read_schema(self.path).metadata or {}).get(_SKIPPED, b"[]")
-        for name, moment, comment in json.loads(stored):
+        for name, mark in Remembered.read(self.path).skipped.items():
             row = self._row.get(name)
             if row is not None and self._marks[row].reviewed_at is None:
                 self._marks[row] = dataclasses.replace(
-                    self.original[row], skipped_at=int(moment), comment=comment
+                    self.original[row], skipped_at=mark.skipped_at, comment=mark.comment
                 )
 
     def _write(self) -> None:
@@ -217,13 +225,15 @@ class Record:
             raise OutputError(
                 f"{self.path} was changed by another program; stop this review and start it again"
             )
-        skipped = [
-            (name, mark.skipped_at, mark.comment)
-            for name, mark in zip(self.window_id, self._marks, strict=True)
-            if mark.skipped_at is not None
-        ]
-        table = self._frame().to_arrow()
-        table = table.replace_schema_metadata({_SKIPPED: json.dumps(skipped).encode()})
+        skipped, before = {}, {}
+        rows = zip(self.window_id, self._marks, self.original, self._given, strict=True)
+        for name, mark, first, given in rows:
+            if mark.skipped_at is not None:
+                skipped[name] = mark
+            elif given and mark.reviewed_at is not None:
+                before[name] = first
+        remembered = Remembered(skipped=skipped, before=before)
+        table = self._frame().to_arrow().replace_schema_metadata(remembered.to_metadata())
         with replaced_file(self.path) as beside:
             pq.write_table(table, beside)
         self._stamp = _stamp(self.path)
@@ -332,6 +342,21 @@ def _marks_of(frame: pl.DataFrame, labels: LabelledWindows, source: Path) -> lis
             texts("source"), texts("comment"), reviewed, strict=True,
         )
     ]  # fmt: skip
+
+
+def _look_drawn(frame: pl.DataFrame, labels: LabelledWindows) -> list[bool]:
+    """Tell which rows may have been drawn from the store: named by their time, and nothing more.
+
+    Files of earlier versions do not remember which ones were. Other names and columns come from
+    labels alone, and undo must not remove them.
+    """
+    assert labels.start_time is not None
+    names = zip(window_names(labels.start_time), labels.window_id, strict=True)
+    drawn = np.array([made == name for made, name in names], bool)
+    for column in frame.drop(_OWN, strict=False):
+        drawn &= column.is_null().to_numpy()
+    found: list[bool] = drawn.tolist()
+    return found
 
 
 def _stacked(above: pl.DataFrame, below: pl.DataFrame) -> pl.DataFrame:

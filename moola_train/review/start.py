@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moola_features.times import TimeLike, parse_time_ns
+from moola_train.config import whole
 from moola_train.errors import ConfigError, LabelsError
 from moola_train.labels import CLASSES, WINDOW_LENGTH
 from moola_train.review.candidates import ORDERS, guess, queue_rows, store_windows
@@ -40,7 +41,7 @@ class ReviewSettings:
     stride, sample
         Windows of the store to add: bars from one to the next, and how many of them to draw.
     seed
-        Of the sample and of the random order.
+        Of the sample and of the random order; 0 or more.
     start, stop
         Only windows whose bars all lie in [start, stop).
     blind
@@ -49,7 +50,7 @@ class ReviewSettings:
     Raises
     ------
     ConfigError
-        An order that is none, or one by a model without a model.
+        An order that is none, one by a model without a model, or a seed below 0.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -67,6 +68,7 @@ class ReviewSettings:
             raise ConfigError(f"order is {self.order!r}; choose one of {', '.join(ORDERS)}")
         if self.order == "uncertain" and self.run is None:
             raise ConfigError("order is 'uncertain', but by names no run; say whose model decides")
+        whole("seed", self.seed, 0, 2**63 - 1)
         names = tuple(name for name in self.classes if name != NO_EXPANSION)
         object.__setattr__(self, "classes", names)
 

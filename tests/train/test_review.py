@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 import moola_features as mf
@@ -14,10 +15,11 @@ from moola_features import errors
 from moola_features.errors import OutputError
 from moola_features.times import time_text
 from moola_train.errors import ConfigError, LabelsError
+from moola_train.hindsight import window_names
 from moola_train.labels import read_labels
 from moola_train.review import record as records
 from moola_train.review.marks import Mark, RequestError, parse_answer
-from moola_train.review.record import held, output_of
+from moola_train.review.record import Record, held, output_of
 from moola_train.review.start import ReviewSettings, open_review
 from tests.train.labelled import at_bars, contained
 from tests.train.reviewing import CLASSES, ONE, SPAN, Review, make_store, rows_of, rule_labels
@@ -188,6 +190,99 @@ def test_a_file_of_a_review_is_gone_on_with(store: mf.Store, labels: Path) -> No
     assert not labels.with_name("rule.reviewed.reviewed.parquet").exists()
 
 
+def test_undo_in_a_later_review_brings_rows_back_as_they_were(
+    store: mf.Store, labels: Path, tmp_path: Path
+) -> None:
+    comments = pl.Series("comment", ["thin", None, None, "late", None, None])
+    given = pl.read_parquet(labels).with_columns(comments)
+    given.write_parquet(labels)
+    review = Review(store, labels, sample=2)
+    while window := review.next(ONE):
+        review.answer(ONE, window, label="none", start=None, end=None, comment="flat")
+    path = review.session.path
+    copy = tmp_path / "copy.parquet"
+    # Every answer is taken back in a review of its own, which knows of the file alone.
+    for number in range(8):
+        again = Review(store, path)
+        assert again.session.progress()["answered"] == 8 - number
+        again.undo(ONE)
+        written = pl.read_parquet(path)
+        assert written.height == max(8 - number - 1, 6)  # the two of the store leave the file
+        if number == 4:
+            Record(copy, path, store, CLASSES).change({})
+    assert written.drop("reviewed_at").equals(given)
+    assert written["reviewed_at"].null_count() == 6
+    # A review that began with the file of another knows as much.
+    path.unlink()
+    for _ in range(3):
+        assert Review(store, copy).undo(ONE)["id"] in given["window_id"]
+    assert pl.read_parquet(copy).equals(written)
+
+
+def test_undo_tells_given_windows_from_those_of_the_store(store: mf.Store, tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    bars = store.windows(105, 105).starts[:2]
+    names = window_names(store.time[bars])
+    given = at_bars(store, bars.tolist(), window_id=names)
+    given.write_parquet(path)
+    review = Review(store, path, sample=3)
+    while window := review.next(ONE):
+        review.answer(ONE, window)
+    path = review.session.path
+    while (again := Review(store, path)).session.progress()["answered"]:
+        again.undo(ONE)
+    assert pl.read_parquet(path).select(given.columns).equals(given)
+
+
+def test_a_suggestion_of_the_labels_comes_back_with_its_window(
+    store: mf.Store, labels: Path
+) -> None:
+    review = Review(store, labels)
+    window = review.next(ONE)
+    review.answer(ONE, window, start=60, end=61)
+    back = Review(store, review.session.path).undo(ONE)
+    assert back["suggestion"] == window["suggestion"]
+    assert back["draft"]["start"] == 60
+
+
+def test_undo_keeps_rows_whose_file_does_not_say_what_they_said(
+    store: mf.Store, labels: Path
+) -> None:
+    # Told from windows of the store by their columns, or else by their names.
+    given = pl.read_parquet(labels)
+    named = given.with_columns(pl.Series("window_id", window_names(given["start_time"].to_numpy())))
+    bare = at_bars(store, [2_500], window_id=["mine"])
+    pl.concat([named, bare], how="diagonal").write_parquet(labels)
+    review = Review(store, labels, sample=2)
+    while window := review.next(ONE):
+        review.answer(ONE, window)
+    path = review.session.path
+    answered = pl.read_parquet(path)
+    answered.write_parquet(path)  # by a program that drops the metadata
+    for _ in range(2 + 7):
+        Review(store, path).undo(ONE)
+    written = pl.read_parquet(path)
+    said = ["label", "expansion_start", "expansion_end", "source", "comment", "reviewed_at"]
+    assert written.drop(said).equals(answered.drop(said).head(7))
+    assert written.select(said).null_count().row(0) == (7,) * len(said)
+
+
+@pytest.mark.parametrize("name", ["moola_review_before", "moola_review_skipped"])
+@pytest.mark.parametrize("text", ["[", "{}", "[[1]]", '["w0"]', '[["w0", {}, 1, 2, null, null]]'])
+def test_metadata_that_no_review_writes_is_refused(
+    store: mf.Store, labels: Path, name: str, text: str
+) -> None:
+    review = Review(store, labels)
+    review.answer(ONE, review.next(ONE))
+    path = review.session.path
+    table = pq.read_table(path)
+    changed = {**table.schema.metadata, name.encode(): text.encode()}
+    pq.write_table(table.replace_schema_metadata(changed), path)
+    with pytest.raises(LabelsError, match=f"rule.reviewed.parquet: metadata {name} is ") as caught:
+        Review(store, path)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_a_review_cannot_use_is_refused(store: mf.Store, labels: Path, tmp_path: Path) -> None:
     def refused(kind: type[Exception], *parts: str, **arguments: Any) -> None:
         given = {"store": store, "labels": labels, **arguments}
@@ -216,6 +311,8 @@ def test_what_a_review_cannot_use_is_refused(store: mf.Store, labels: Path, tmp_
         ReviewSettings(order="sideways")
     with pytest.raises(ConfigError, match="order is 'uncertain', but by names no run"):
         ReviewSettings(order="uncertain")
+    with pytest.raises(ConfigError, match="seed is -1; it must be a whole number from 0 to"):
+        ReviewSettings(order="random", seed=-1)
 
 
 def test_a_name_that_means_two_windows_is_refused(store: mf.Store, labels: Path) -> None:

@@ -274,6 +274,7 @@ def test_a_kill_loses_at_most_what_was_not_acknowledged(store: mf.Store, tmp_pat
     ("arguments", "code", "message"),
     [
         (("--sample", 0), 2, "sample is 0; draw at least 1 window"),
+        (("--sample", 5, "--seed", -1), 2, "seed is -1; it must be a whole number from 0 to"),
         (("--order", "uncertain", "--sample", 3), 2, "but by names no run; say whose model"),
         ((), 1, "no such file; draw windows of the store with --sample"),
     ],
