@@ -58,6 +58,7 @@ from moola_train.evaluation.statistics import (  # noqa: E402
     AveragePrecision,
     Statistic,
     statistics_of,
+    with_draws,
 )
 from moola_train.hindsight import LABELS  # noqa: E402
 
@@ -186,14 +187,18 @@ class _Difference:
     ours: Statistic
     theirs: Statistic
 
+    @property
+    def counted(self) -> Any:
+        return self.ours.counted & self.theirs.counted
+
     def drawn(self, draws: Draws) -> Any:
         return self.ours.drawn(draws) - self.theirs.drawn(draws)
 
 
 def _with_interval(statistic: Statistic, draws: Draws) -> dict[str, float]:
-    interval = Interval.of(statistic.drawn(draws))
-    value = float(statistic.drawn(draws.once())[0])
-    return {"value": value, "low": interval.low, "high": interval.high}
+    value, *drawn = with_draws(statistic, draws)
+    interval = Interval.of(np.array(drawn))
+    return {"value": float(value), "low": interval.low, "high": interval.high}
 
 
 def machine() -> dict[str, Any]:

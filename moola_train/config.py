@@ -342,6 +342,8 @@ def class_names(name: str, text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     if "" in names or len(set(names)) < len(names):
         raise ConfigError(f"{name} is {text!r}; give names that differ, with commas between them")
+    if "macro" in names:
+        raise ConfigError(f"{name} is {text!r}; f1_macro is the mean of all classes, rename macro")
     return names
 
 

@@ -17,8 +17,17 @@ _NOT_DETERMINISTIC = "does not have a deterministic implementation"  # says PyTo
 
 
 def uses_gpu(config: LoopConfig) -> bool:
-    """Whether a run computes on a GPU."""
-    return torch.cuda.is_available() and config.device != "cpu"
+    """Whether a run computes on a GPU.
+
+    Raises
+    ------
+    ConfigError
+        CUDA asked for where there is none.
+    """
+    found = torch.cuda.is_available()
+    if config.device == "cuda" and not found:
+        raise ConfigError("device is 'cuda', and PyTorch sees no GPU; give auto or cpu")
+    return found and config.device != "cpu"
 
 
 def prepare_device(config: LoopConfig, world: World = ALONE) -> torch.device:
@@ -31,9 +40,6 @@ def prepare_device(config: LoopConfig, world: World = ALONE) -> torch.device:
     ConfigError
         CUDA asked for where there is none, or a precision or graph that the device does not have.
     """
-    found = torch.cuda.is_available()
-    if config.device == "cuda" and not found:
-        raise ConfigError("loop.device is 'cuda', and PyTorch sees no GPU; give auto or cpu")
     device = torch.device("cuda", world.local_rank) if uses_gpu(config) else torch.device("cpu")
     if config.precision == "tf32" and device.type != "cuda":
         raise ConfigError("loop.precision is 'tf32', which only a GPU has; give fp32 or bf16")

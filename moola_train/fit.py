@@ -27,11 +27,18 @@ from moola_train.models import Model
 from moola_train.objectives import Supervised
 from moola_train.order import inverse_class_counts
 from moola_train.presets import PRESETS
-from moola_train.run_data import RunData, paths_of
+from moola_train.run_data import RunData, paths_of, store_data
 from moola_train.runs import SUMMARY, RunFolder
 from moola_train.shift import with_room
 from moola_train.splits import read_split
-from moola_train.targets import Int64, LabelledWindows, TargetPriors, Targets, make_targets
+from moola_train.targets import (
+    Int64,
+    LabelledWindows,
+    TargetPriors,
+    Targets,
+    are_labelled,
+    make_targets,
+)
 from moola_train.transfer import TransferReport, check_card, read_encoder, transfer
 
 _NO_LABELS = {"reconstruction", "expansion", "swing", "candle"}  # heads for pretraining
@@ -120,6 +127,11 @@ def fit(
     parts = {name: split.part(name, fold) for name in ("train", "val")}
     require_members(labels, parts["train"])
     targets = make_targets(labels)
+    if not are_labelled(_of_rows(targets, parts["val"])).any():
+        raise LabelsError(
+            f"none of the {len(parts['val'])} windows of the validation part is labelled, so "
+            "nothing would tell one epoch from another; label some"
+        )
     priors = TargetPriors.of(targets, labels.classes, parts["train"])
     feature_config = store.config if store is not None else feature_config or FeatureConfig()
     features_of, columns = _features(labels, store, feature_config)
@@ -144,7 +156,7 @@ def fit(
         labels_sha256=labels.sha256(),
         split_sha256=split.sha256(),
         fold=fold,
-        store=labels.store,
+        store=store_data(store) if store is not None else None,
         encoder_sha256=encoder_sha256,
         anchored=labels.anchored,
         classes=labels.classes,

@@ -28,8 +28,9 @@ from moola_train.targets import NO_EXPANSION
 
 BATCH_SIZE = 256
 
-# Settings that decide which bars have features, not what the features of a bar are.
-_FREE_SETTINGS = {"warmup_bars", "max_gap"}
+# Settings that decide which bars have features, not what the features of a bar are. After a gap
+# the features begin anew, so where gaps are is none of them.
+_FREE_SETTINGS = {"warmup_bars"}
 
 Predictions = dict[str, NDArray[Any]]
 
@@ -239,7 +240,10 @@ class Predictor:
 def _require_same_features(trained: FeatureConfig, store: Store) -> None:
     for name, wanted in trained.to_dict().items():
         found = getattr(store.config, name)
-        if found != wanted and name not in _FREE_SETTINGS:
+        same = (
+            trained.max_gap_ns == store.config.max_gap_ns if name == "max_gap" else found == wanted
+        )
+        if not same and name not in _FREE_SETTINGS:
             raise ModelError(
                 f"{store.path} was built with {name} = {found!r}, the model was trained with "
                 f"{wanted!r}; build a store like that of its training"

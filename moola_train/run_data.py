@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any, Self
 
 from moola_features.config import FeatureConfig
 from moola_features.errors import MoolaError
+from moola_features.store import Store
+from moola_features.store.checksums import has_checksums
 from moola_train.errors import RunError
+from moola_train.labels import store_fingerprint
 from moola_train.models import Model
 from moola_train.presets import ModelSettings
 from moola_train.runs import DATA, PATHS
@@ -34,7 +38,8 @@ class RunData:
     fold
         Fold of the split.
     store
-        ``name`` and ``sha256`` of the bars of the store; None where windows hold their own.
+        ``name`` and ``sha256`` of the bars of the store, and ``values_sha256`` of all that it
+        holds; None where windows hold their own.
     encoder_sha256
         Of the encoder file that it started from; None without one.
     anchored
@@ -126,3 +131,20 @@ def paths_of(**paths: str | Path | None) -> dict[str, str | None]:
     {'labels': '/labels.parquet', 'store': None}
     """
     return {name: None if p is None else str(Path(p).resolve()) for name, p in paths.items()}
+
+
+def store_data(store: Store) -> dict[str, str]:
+    """What a run keeps of its store: see :attr:`RunData.store`.
+
+    Raises
+    ------
+    RunError
+        A store without checksums, which would not show a change.
+    """
+    if not has_checksums(store.attributes):
+        raise RunError(f"{store.path} has no checksums; rebuild it with --force")
+    known = store.attributes["checksums"]
+    # Attributes say when and by what it was built, too.
+    kept = {name: value for name, value in known.items() if name != "attributes"}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return {**store_fingerprint(store), "values_sha256": digest}

@@ -188,6 +188,20 @@ def make_targets(labels: LabelledWindows) -> Targets:
     }
 
 
+def are_labelled(targets: Targets) -> NDArray[np.bool_]:
+    """Of which windows anything is known, bool ``[N]``: a type, or where an expansion lies.
+
+    Examples
+    --------
+    >>> unknown = np.full((2, 105), np.nan)
+    >>> are_labelled({"type": np.array([-1, 1]), "span": unknown}).tolist()
+    [False, True]
+    """
+    spans = ~np.isnan(targets["span"]).any(axis=1)
+    found: NDArray[np.bool_] = (targets["type"] >= 0) | spans
+    return found
+
+
 def countdown_of(start: ArrayLike, length: int = 105) -> Float32:
     """Bars from each position to the start, clipped to 20 on both sides, as float32 in [0, 1].
 

@@ -12,7 +12,7 @@ from moola_features.terminal import count, print_fields, print_json, print_table
 from moola_train.commands.options import PATH, open_one
 from moola_train.config import DEVICES
 from moola_train.evaluation.names import BLOCK_BARS, CLASS, VOLATILITY
-from moola_train.evaluation.texts import number, spread
+from moola_train.evaluation.texts import SCORE_HEADERS, number, score_cells, spread
 
 if TYPE_CHECKING:
     from moola_train.evaluation.comparison import Comparison
@@ -62,10 +62,10 @@ def evaluate(
         run, part=part, against=against, store=open_one(store), labels=labels, split=split,
         device=device, num_draws=draws, seed=seed, say=lambda text: click.echo(text, err=True),
     )  # fmt: skip
+    print_json(found.to_dict()) if as_json else _print(found)
     if output is not None:
         write_page(found, output)
         click.echo(f"wrote {output}", err=True)
-    print_json(found.to_dict()) if as_json else _print(found)
 
 
 def _print(found: Evaluation) -> None:
@@ -77,7 +77,8 @@ def _print(found: Evaluation) -> None:
     _print_control(found)
     if found.comparison is not None:
         _print_comparison(found.comparison)
-    click.echo(f"\n{found.meaning}")
+    for text in (found.meaning, *found.cautions):
+        click.echo(f"\n{text}")
 
 
 def _facts(found: Evaluation) -> list[tuple[str, str]]:
@@ -86,9 +87,6 @@ def _facts(found: Evaluation) -> list[tuple[str, str]]:
         ("windows", f"{count(found.num_windows)} in {count(found.num_blocks)} days or bases"),
         ("intervals", f"95 %, {count(found.num_draws)} draws of those"),
     ]
-    if found.looks:
-        times = "once" if len(found.looks) == 1 else f"{len(found.looks)} times"
-        facts.append(("test part", f"looked at {times}: {', '.join(found.looks)}"))
     if found.calibration is not None:
         fitted = found.calibration
         ece = f"{number(fitted.before['ece'])} -> {number(fitted.after['ece'])}"
@@ -105,36 +103,20 @@ def _facts(found: Evaluation) -> list[tuple[str, str]]:
 
 
 def _print_scores(scores: dict[str, Score]) -> None:
-    headers = (
-        "metric", "value", "95 %", "floor", "rule", "better", "beats its floor", "beats the rule",
-    )  # fmt: skip
-    rows = [
-        (
-            name, number(score.value), spread(score.interval), number(score.floor),
-            number(score.rule), score.better or "-", score.beats_floor or "-",
-            score.beats_rule or "-",
-        )
-        for name, score in scores.items()
-    ]  # fmt: skip
-    print_table(headers, rows, numbers=(1, 2, 3, 4))
+    rows = [score_cells(name, score) for name, score in scores.items()]
+    print_table(SCORE_HEADERS, rows, numbers=(1, 2, 3, 4))
 
 
 def _print_slices(slices: list[Slice], title: str) -> None:
     if not slices:
         return
     click.echo(f"\n{title}")
-    names = list(dict.fromkeys(name for part in slices for name in part.scores))
     rows = [
-        (part.name, count(part.num_windows), *(_with_spread(part.scores.get(n)) for n in names))
+        (part.name, count(part.num_windows), *score_cells(name, score))
         for part in slices
+        for name, score in part.scores.items()
     ]
-    print_table(("windows", "number", *names), rows, numbers=range(1, len(names) + 2))
-
-
-def _with_spread(score: Score | None) -> str:
-    if score is None:
-        return "-"
-    return f"{number(score.value)} ({score.interval.low:.2f} to {score.interval.high:.2f})"
+    print_table(("windows", "number", *SCORE_HEADERS), rows, numbers=(1, 3, 4, 5, 6))
 
 
 def _print_control(found: Evaluation) -> None:

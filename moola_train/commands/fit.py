@@ -12,6 +12,7 @@ from moola_features.terminal import print_json, print_table
 from moola_train.commands.options import PATH, config_of, open_one, run_options, setting_options
 from moola_train.commands.running import exit_if_stopped, print_outcome, running
 from moola_train.config import RunConfig
+from moola_train.evaluation.names import MEANING
 
 if TYPE_CHECKING:
     from moola_train.fit import FitReport
@@ -77,3 +78,4 @@ def _print_fit(report: FitReport) -> None:
         rows.append((name, f"{value:.3f}", shown, better or "-", beats))
     headers = ("metric", "value", "floor", "better", "beats its floor")
     print_table(headers, rows, numbers=(1, 2))
+    click.echo(f"\n{MEANING}")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moola_train.evaluation.bootstrap import Draws, Interval
-from moola_train.evaluation.statistics import AveragePrecision
+from moola_train.evaluation.statistics import AveragePrecision, with_draws
 from moola_train.targets import Float64
 
 _MOST_POINTS = 200  # of a curve that is drawn
@@ -73,11 +73,8 @@ def abstaining_of(
     if not (num_with and num_without):
         return None
     drawn = [
-        np.concatenate([statistic.drawn(part) for part in (draws.once(), draws)])
-        for statistic in (
-            AveragePrecision(score[:, None], expands[:, None], known)
-            for score in (probability, rule_move)
-        )
+        with_draws(AveragePrecision(score[:, None], expands[:, None], known), draws)
+        for score in (probability, rule_move)
     ]
     recall, precision = _curve(probability[known], expands[known])
     return Abstaining(

@@ -15,6 +15,8 @@ from moola_train.targets import Float64, Int64, LabelledWindows
 NUM_DRAWS = 1_000
 SEED = 17
 LEVEL = 0.95
+MIN_BLOCKS = 5  # fewer say too little of what others would be like
+MOST_SILENT = 0.05  # of the draws, that may say nothing
 DAY_NS = 86_400 * 10**9
 
 _CELLS = 1 << 22  # weights held at once, [draws, windows]
@@ -49,14 +51,14 @@ def blocks_of(labels: LabelledWindows) -> Int64:
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a number probably lies; NaN where there was nothing to draw."""
+    """Where a number probably lies; NaN where there was too little to draw."""
 
     low: float
     high: float
 
     @classmethod
     def of(cls, drawn: Float64, level: float = LEVEL) -> Self:
-        """Percentiles of draws ``[D]``, those that are not finite left out.
+        """Percentiles of draws ``[D]``, NaN where more than a few of them are not finite.
 
         Examples
         --------
@@ -64,10 +66,15 @@ class Interval:
         Interval(low=25.0, high=75.0)
         """
         finite = drawn[np.isfinite(drawn)]
-        if len(finite) == 0:
+        if len(finite) == 0 or len(finite) < (1 - MOST_SILENT) * len(drawn):
             return cls(float("nan"), float("nan"))
         low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2]).tolist()
         return cls(low, high)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is one."""
+        return not np.isnan(self.low)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +108,7 @@ class Draws:
         Raises
         ------
         ConfigError
-            No draws.
+            No draws, or a seed below 0.
 
         Notes
         -----
@@ -116,6 +123,8 @@ class Draws:
         """
         if num_draws < 1:
             raise ConfigError(f"num_draws is {num_draws}; it must be at least 1")
+        if seed < 0:
+            raise ConfigError(f"seed is {seed}; it must be at least 0")
         names, block = np.unique(np.asarray(blocks), return_inverse=True)
         size = len(names)
         random = np.random.default_rng(seed)
@@ -131,6 +140,10 @@ class Draws:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def num_blocks_of(self, counted: NDArray[np.bool_]) -> int:
+        """Blocks with a window among the counted ones, bool ``[N]``."""
+        return len(np.unique(self.block[counted]))
 
     def take(self, rows: NDArray[Any]) -> Draws:
         """Return the same draws of some of the windows."""

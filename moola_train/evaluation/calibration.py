@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moola_train.errors import LabelsError
 from moola_train.evaluation.bootstrap import Draws, Interval
-from moola_train.evaluation.statistics import Ratio
+from moola_train.evaluation.statistics import Ratio, with_draws
 from moola_train.metrics import NUM_BINS, brier, ece, mass_bins
 from moola_train.targets import Float64, Int64
 
@@ -166,7 +166,7 @@ def reliability(probability: Float64, true: Int64, draws: Draws) -> tuple[Bin, .
     for index in range(NUM_BINS):
         inside = bins == index
         if inside.any():
-            drawn = Ratio(right & inside, inside).drawn(draws)
+            drawn = with_draws(Ratio(right & inside, inside), draws)[1:]
             found.append(
                 Bin(
                     num_windows=int(inside.sum()),

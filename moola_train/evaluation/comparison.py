@@ -15,6 +15,8 @@ from moola_train.evaluation.scores import Difference, differences_of
 from moola_train.evaluation.subject import Subject
 from moola_train.targets import Int64
 
+_PRICED = 4_096  # windows whose prices are held at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -39,70 +41,109 @@ class Comparison:
     differences: dict[str, Difference]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pairs:
+    """The windows that a part of two runs has in common, in the order of the first.
+
+    Attributes
+    ----------
+    ours, theirs
+        int64 ``[M]``: positions in the two parts.
+    num_left_out
+        Windows that only the first one's part has.
+    """
+
+    ours: Int64
+    theirs: Int64
+    num_left_out: int
+
+
+def pair(subject: Subject, other: Subject, part: str) -> Pairs:
+    """Pair the windows of two runs by window id, before either predicts them.
+
+    Raises
+    ------
+    RunError
+        Other classes or lengths of windows, no window that both have, or one of which the two
+        have other bars or another label.
+    """
+    for name, text in (("classes", "classes"), ("window_length", "bars in a window")):
+        ours, theirs = getattr(subject.data, name), getattr(other.data, name)
+        if ours != theirs:
+            raise RunError(
+                f"{other.run} has the {text} {_written(theirs)}, {subject.run} {_written(ours)}; "
+                f"compare runs of the same {text}"
+            )
+    rows, other_rows = subject.rows(part), other.rows(part)
+    names = other.labels.window_id
+    place = {names[row]: position for position, row in enumerate(other_rows.tolist())}
+    own = [subject.labels.window_id[row] for row in rows.tolist()]
+    shared = [position for position, name in enumerate(own) if name in place]
+    if not shared:
+        raise RunError(
+            f"{subject.run} and {other.run} have no window in common in part {part!r}; compare "
+            "runs of one split"
+        )
+    found = Pairs(
+        ours=np.array(shared, np.int64),
+        theirs=np.array([place[own[position]] for position in shared], np.int64),
+        num_left_out=len(rows) - len(shared),
+    )
+    _require_same(subject, other, rows[found.ours], other_rows[found.theirs])
+    return found
+
+
 def compare(
     subject: Subject,
     other: Subject,
     judged: PartPredictions,
+    pairs: Pairs,
     *,
     part: str,
     num_draws: int,
     seed: int,
 ) -> Comparison:
-    """Compare two runs on the windows that their parts share, paired by window id.
-
-    Raises
-    ------
-    RunError
-        Other classes, no window that both have, or one that the two label differently.
-    """
-    if other.data.classes != subject.data.classes:
-        raise RunError(
-            f"{other.run} knows the classes {', '.join(other.data.classes)}, {subject.run} knows "
-            f"{', '.join(subject.data.classes)}; compare runs of the same classes"
-        )
+    """Compare two runs on the windows that they share."""
     theirs = predict_part(other, part)
-    ours, paired = _pairs(subject, other, judged.rows, theirs.rows, part)
-    rows = judged.rows[ours]
-    truth = subject.truth(rows)
-    _require_same_truth(subject, other, rows, theirs.rows[paired])
+    rows = judged.rows[pairs.ours]
     draws = Draws.of(blocks_of(subject.labels.take(rows)), num_draws, seed)
     differences = differences_of(
-        _take(judged.found, ours), _take(theirs.found, paired), truth, subject.priors, draws
-    )
+        _take(judged.found, pairs.ours), _take(theirs.found, pairs.theirs), subject.truth(rows),
+        subject.priors, draws,
+    )  # fmt: skip
     return Comparison(
         other=str(other.run),
         preset=other.data.preset,
-        num_windows=len(ours),
-        num_left_out=len(judged.rows) - len(ours),
+        num_windows=len(rows),
+        num_left_out=pairs.num_left_out,
         differences=differences,
     )
 
 
-def _pairs(
-    subject: Subject, other: Subject, rows: Int64, other_rows: Int64, part: str
-) -> tuple[Int64, Int64]:
-    """Positions in the two parts of the windows that both have, in the order of the first."""
-    names = other.labels.window_id
-    place = {names[row]: position for position, row in enumerate(other_rows.tolist())}
-    own = [subject.labels.window_id[row] for row in rows.tolist()]
-    ours = [position for position, name in enumerate(own) if name in place]
-    if not ours:
-        raise RunError(
-            f"{subject.run} and {other.run} have no window in common in part {part!r}; compare "
-            "runs of one split"
-        )
-    return np.array(ours, np.int64), np.array([place[own[i]] for i in ours], np.int64)
-
-
-def _require_same_truth(subject: Subject, other: Subject, rows: Int64, other_rows: Int64) -> None:
-    for name in ("type", "start", "end"):
-        differing = subject.targets[name][rows] != other.targets[name][other_rows]
-        if differing.any():
-            window = subject.labels.window_id[rows[int(np.argmax(differing))]]
+def _require_same(subject: Subject, other: Subject, rows: Int64, other_rows: Int64) -> None:
+    """Refuse a window of which the two have other bars, or another label."""
+    differing = {
+        f"another {name}": subject.targets[name][rows] != other.targets[name][other_rows]
+        for name in ("type", "start", "end")
+    }
+    # A name may be a time, which every instrument has.
+    differing["other bars"] = np.concatenate(
+        [
+            (subject.prices(rows[some]) != other.prices(other_rows[some])).any(axis=(1, 2))
+            for some in np.array_split(np.arange(len(rows)), -(-len(rows) // _PRICED))
+        ]
+    )
+    for what, which in differing.items():
+        if which.any():
+            window = subject.labels.window_id[rows[int(np.argmax(which))]]
             raise RunError(
-                f"window {window!r} has another {name} in the labels of {other.run} than in those "
-                f"of {subject.run}; compare runs of the same labels"
+                f"window {window!r} has {what} in the labels of {other.run} than in those of "
+                f"{subject.run}; compare runs of the same labels and bars"
             )
+
+
+def _written(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _take(arrays: dict[str, NDArray[Any]], rows: Int64) -> dict[str, NDArray[Any]]:

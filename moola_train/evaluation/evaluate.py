@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ import numpy as np
 from moola_features.store import Store
 from moola_train.errors import ConfigError, RunError
 from moola_train.evaluation.abstaining import Abstaining, abstaining_of
-from moola_train.evaluation.bootstrap import NUM_DRAWS, SEED, Draws, blocks_of
+from moola_train.evaluation.bootstrap import MIN_BLOCKS, NUM_DRAWS, SEED, Draws, blocks_of
 from moola_train.evaluation.calibration import Calibration, calibrate
-from moola_train.evaluation.comparison import Comparison, compare
+from moola_train.evaluation.comparison import Comparison, compare, pair
 from moola_train.evaluation.looks import looks_at, record_look
-from moola_train.evaluation.names import PARTS
+from moola_train.evaluation.names import MEANING, PARTS
 from moola_train.evaluation.predicted import PartPredictions, predict_part
 from moola_train.evaluation.scores import Score, scores_of
 from moola_train.evaluation.slices import Slice, slices_of, tercile_edges, volatility_of
@@ -27,16 +27,11 @@ from moola_train.evaluation.threshold import ThresholdChoice
 from moola_train.inference import Predictions
 from moola_train.metrics import are_known
 from moola_train.rule_floor import RuleFloor, rule_spans
-from moola_train.targets import Float64, Int64, Targets
+from moola_train.targets import Float64, Int64, Targets, are_labelled
 
 CONTROL = ("accuracy", "f1_macro", "pr_auc", "span_f1", "hit_at_3", "start_mae", "end_mae")
 MOST_LAG = 20  # bars; longer ones are counted with these
 MOST_PRICED = 50_000  # windows of the training part that rule and terciles are fitted to
-
-MEANING = (
-    "Recognition, not forecasting: labels are made in hindsight, and a good score says that the "
-    "model locates and measures what happened in a window, not that it knows what comes next."
-)
 
 Say = Callable[[str], None]
 
@@ -51,6 +46,8 @@ class Evaluation:
         What was judged on what.
     meaning
         What the scores measure.
+    purged
+        Whether bars tell the parts apart; windows that hold their own have no place in time.
     num_windows, num_blocks, num_draws
         Windows of the part, the days or bases that they are drawn by, and the draws.
     classes
@@ -76,6 +73,7 @@ class Evaluation:
     part: str
     fold: int
     meaning: str
+    purged: bool
     num_windows: int
     num_blocks: int
     num_draws: int
@@ -92,8 +90,13 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON types; what is not finite becomes None."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = _plain({**dataclasses.asdict(self), "cautions": self.cautions})
         return plain
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What makes the scores worth less than they look, a sentence or two each."""
+        return tuple(_cautions(self))
 
 
 def evaluate_run(
@@ -148,9 +151,9 @@ def evaluate_run(
         raise ConfigError(f"part is {part!r}; choose one of {', '.join(PARTS)}")
     subject = open_subject(run, store=store, labels=labels, split=split, device=device)
     rows = subject.rows(part)
-    if len(rows) == 0:
-        raise RunError(f"{run} has no window in part {part!r}; split the labels with one")
+    _require_labelled(subject, part)
     other = None if against is None else open_subject(against, device=device)
+    pairs = None if other is None else pair(subject, other, part)
     draws = Draws.of(blocks_of(subject.labels.take(rows)), num_draws, seed)
     looks = _looks(subject, other, part)
     say(f"predicting {len(rows)} windows of {part}")
@@ -171,14 +174,17 @@ def evaluate_run(
     say("shuffling bars for the control")
     shuffled = judged.shuffled(subject, seed)
     comparison = None
-    if other is not None:
-        comparison = compare(subject, other, judged, part=part, num_draws=num_draws, seed=seed)
+    if other is not None and pairs is not None:
+        comparison = compare(
+            subject, other, judged, pairs, part=part, num_draws=num_draws, seed=seed
+        )
     return Evaluation(
         run=str(run),
         preset=subject.data.preset,
         part=part,
         fold=subject.data.fold,
         meaning=MEANING,
+        purged=subject.labels.anchored,
         num_windows=len(rows),
         num_blocks=draws.num_blocks,
         num_draws=num_draws,
@@ -193,6 +199,18 @@ def evaluate_run(
         lags=_lags(judged.found, truth),
         comparison=comparison,
     )
+
+
+def _require_labelled(subject: Subject, part: str) -> None:
+    """Refuse a part that could not be judged, before it is looked at."""
+    rows = subject.rows(part)
+    if len(rows) == 0:
+        raise RunError(f"{subject.run} has no window in part {part!r}; split the labels with one")
+    if not are_labelled(subject.truth(rows)).any():
+        raise RunError(
+            f"none of the {len(rows)} windows of part {part!r} of {subject.run} is labelled; label "
+            "some, split again and train again"
+        )
 
 
 def _looks(subject: Subject, other: Subject | None, part: str) -> tuple[str, ...]:
@@ -237,6 +255,32 @@ def _lags(found: Predictions, truth: Targets) -> tuple[int, ...]:
     both = (found["start"] >= 0) & (truth["start"] >= 0)
     lags = np.clip((found["start"] - truth["start"])[both], -MOST_LAG, MOST_LAG)
     return tuple(np.bincount(lags + MOST_LAG, minlength=2 * MOST_LAG + 1).tolist())
+
+
+def _cautions(found: Evaluation) -> Iterator[str]:
+    if found.part == "val":
+        fitted = {"temperature": found.calibration, "threshold": found.threshold}
+        chosen = ["best epoch", *(name for name, choice in fitted.items() if choice is not None)]
+        yield (
+            f"These windows flatter: what is chosen on validation ({', '.join(chosen)}) was chosen "
+            "on them. The test part is what nothing has seen."
+        )
+    if found.looks:
+        times = "once" if len(found.looks) == 1 else f"{len(found.looks)} times"
+        yield (
+            f"The test part of this run has been looked at {times} ({', '.join(found.looks)}); "
+            "every look that leads to a choice makes it less of a test."
+        )
+    if not found.purged:
+        yield (
+            "The windows hold their own bars and have no times, so nothing could be purged: their "
+            "bars may lie in windows of the training part, too."
+        )
+    if found.num_blocks < MIN_BLOCKS:
+        yield (
+            f"The windows are of {found.num_blocks} days or bases; from fewer than {MIN_BLOCKS} no "
+            "interval is drawn, and nothing is said to beat anything."
+        )
 
 
 def _plain(value: Any) -> Any:

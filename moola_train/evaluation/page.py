@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from moola_features import __version__
-from moola_features.files import replaced_file
+from moola_features.files import replaced_file, require_folder
 from moola_train.errors import ConfigError
 from moola_train.evaluation import sections
 from moola_train.evaluation.evaluate import Evaluation
@@ -27,15 +27,18 @@ _SECTIONS: tuple[Callable[[Evaluation], str], ...] = (
 
 
 def require_page_path(path: str | Path) -> None:
-    """Refuse a name that is no page's, before anything is computed for it.
+    """Refuse a place where no page can stand, before anything is computed for it.
 
     Raises
     ------
     ConfigError
         Another suffix than ``.html``.
+    OutputError
+        A folder that is missing.
     """
     if Path(path).suffix.lower() != ".html":
         raise ConfigError(f"output is {str(path)!r}; give a name that ends in .html")
+    require_folder(Path(path).parent, Path(path))
 
 
 def write_page(found: Evaluation, path: str | Path) -> None:
@@ -60,7 +63,9 @@ def draw_page(found: Evaluation) -> str:
         "style": _asset("page.css"),
         "facts": _facts(found),
         "meaning": html.escape(found.meaning),
-        "caution": _caution(found),
+        "caution": "".join(
+            f'<p class="caution">{html.escape(text)}</p>' for text in found.cautions
+        ),
         "sections": "\n".join(draw(found) for draw in _SECTIONS),
         "footer": html.escape(
             f"moola {__version__} · intervals are 95 %, by percentiles of {found.num_draws:,} "
@@ -86,25 +91,6 @@ def _facts(found: Evaluation) -> str:
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>"
         for name, text in facts.items()
     )
-
-
-def _caution(found: Evaluation) -> str:
-    """Say what has been seen before: a test part that was opened, a part that things fit to."""
-    texts = []
-    if found.part == "val":
-        fitted = {"temperature": found.calibration, "threshold": found.threshold}
-        chosen = ["best epoch", *(name for name, choice in fitted.items() if choice is not None)]
-        texts.append(
-            f"These windows flatter: what is chosen on validation ({', '.join(chosen)}) was chosen "
-            "on them. The test part is what nothing has seen."
-        )
-    if found.looks:
-        times = "once" if len(found.looks) == 1 else f"{len(found.looks)} times"
-        texts.append(
-            f"The test part of this run has been looked at {times} ({', '.join(found.looks)}); "
-            "every look that leads to a choice makes it less of a test."
-        )
-    return "".join(f'<p class="caution">{html.escape(text)}</p>' for text in texts)
 
 
 def _asset(name: str) -> str:

@@ -102,8 +102,9 @@ def reliability_picture(bins: Sequence[Bin], what: str) -> str:
     picture = Picture(across, Scale.share(), ("mean top probability", "share right"), what)
     picture.line([(across.low, across.low), (1.0, 1.0)], "ideal")
     for entry in bins:
-        low, high = entry.interval.low, entry.interval.high
-        picture.line([(entry.confidence, low), (entry.confidence, high)], "whisker")
+        if entry.interval.is_known:
+            low, high = entry.interval.low, entry.interval.high
+            picture.line([(entry.confidence, low), (entry.confidence, high)], "whisker")
     for entry in bins:
         title = f"{entry.num_windows} windows: {entry.confidence:.3f} said, {entry.share_right:.3f}"
         picture.dot(entry.confidence, entry.share_right, "model", f"{title} right")

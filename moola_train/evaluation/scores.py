@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from moola_train.evaluation.bootstrap import Draws, Interval
-from moola_train.evaluation.statistics import Statistic, statistics_of
+from moola_train.evaluation.statistics import Statistic, statistics_of, with_draws
 from moola_train.metrics import evaluate
 from moola_train.targets import Float64, TargetPriors
 
@@ -26,7 +25,7 @@ class Score:
     value, floor, better
         As `moola_train.metrics.Metric` has them.
     interval
-        95 % of the value.
+        95 % of the value; NaN where too few days or bases have a say.
     rule
         The same metric of the rule floor; None where the rule says nothing of it.
     over_rule
@@ -42,7 +41,10 @@ class Score:
 
     @property
     def beats_floor(self) -> str | None:
-        """``"yes"`` where all of the interval beats the floor, ``"no"``, or ``"unsure"``."""
+        """``"yes"`` where all of the interval beats the floor, ``"no"``, or ``"unsure"``.
+
+        None without a floor or an interval.
+        """
         if self.floor is None or self.better is None:
             return None
         return _verdict(self.interval, self.value, self.floor, self.better)
@@ -88,7 +90,9 @@ class Difference:
         return "second" if _verdict(self.interval, self.difference, 0.0, other) == "yes" else None
 
 
-def _verdict(interval: Interval, value: float, bar: float, better: str) -> str:
+def _verdict(interval: Interval, value: float, bar: float, better: str) -> str | None:
+    if not interval.is_known:
+        return None
     higher = better == "higher"
     if interval.low > bar if higher else interval.high < bar:
         return "yes"
@@ -124,17 +128,18 @@ def scores_of(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from moola_train.targets import LabelledWindows, make_targets
-    >>> start = np.array([10, 20, 30, 40])
+    >>> start = np.arange(10, 90, 10)
     >>> truth = make_targets(LabelledWindows(
-    ...     window_id=tuple("abcd"), base_id=tuple("abcd"), type=start % 2, start=start,
-    ...     end=start + 5, classes=("even", "odd"), length=105,
+    ...     window_id=tuple("abcdefgh"), base_id=tuple("abcdefgh"), type=start // 10 % 2,
+    ...     start=start, end=start + 5, classes=("even", "odd"), length=105,
     ... ))
     >>> priors = TargetPriors.of(truth, ("even", "odd"))
-    >>> guess = {"start": start + np.array([0, 1, 2, 9]), "end": start + 5}
-    >>> score = scores_of(guess, truth, priors, Draws.of(range(4)), names=["hit_at_3"])["hit_at_3"]
+    >>> guess = {"start": start + np.array([0, 1, 2, 9] * 2), "end": start + 5}
+    >>> score = scores_of(guess, truth, priors, Draws.of(range(8)), names=["hit_at_3"])["hit_at_3"]
     >>> score.value, score.interval
-    (0.75, Interval(low=0.25, high=1.0))
+    (0.75, Interval(low=0.375, high=1.0))
     """
     metrics = evaluate(predictions, truth, priors)
     kept = [name for name in metrics if names is None or name in names]
@@ -206,8 +211,4 @@ def _drawn(
 ) -> dict[str, Float64]:
     """Value of the sample and of each draw, float64 ``[1 + D]``, of the metrics there are."""
     statistics = named_statistics(predictions, truth, classes)
-    return {
-        name: np.concatenate([statistics[name].drawn(part) for part in (draws.once(), draws)])
-        for name in names
-        if name in statistics
-    }
+    return {name: with_draws(statistics[name], draws) for name in names if name in statistics}

@@ -11,7 +11,7 @@ from moola_train.evaluation.names import BLOCK_BARS, CLASS, VOLATILITY
 from moola_train.evaluation.plots import curve_picture, lag_picture, reliability_picture
 from moola_train.evaluation.scores import Score
 from moola_train.evaluation.slices import Slice
-from moola_train.evaluation.texts import number, spread
+from moola_train.evaluation.texts import SCORE_HEADERS, number, score_cells, spread
 
 _ERRORS = ("start_mae", "end_mae", "center_mae", "countdown_mae")
 _SMALL = ("brier", "ece")  # lower is better, and on a scale of their own
@@ -203,22 +203,10 @@ def table(found: Evaluation) -> str:
     """Write all numbers down."""
     rows = []
     for name, score in found.scores.items():
-        verdicts = [
-            f'<span class="{verdict or "none"}">{verdict or "-"}</span>'
-            for verdict in (score.beats_floor, score.beats_rule)
-        ]
         shuffled = found.control.get(name)
-        rows.append(
-            [
-                html.escape(name), number(score.value), spread(score.interval), number(score.floor),
-                number(score.rule), number(shuffled.value if shuffled else None),
-                score.better or "-", *verdicts,
-            ]
-        )  # fmt: skip
-    headers = (
-        "metric", "value", "95 %", "floor", "rule", "shuffled", "better", "beats its floor",
-        "beats the rule",
-    )  # fmt: skip
+        cells = _cells(name, score)
+        rows.append([*cells[:5], number(shuffled.value if shuffled else None), *cells[5:]])
+    headers = (*SCORE_HEADERS[:5], "shuffled", *SCORE_HEADERS[5:])
     return _section("All numbers", "", _table(headers, rows))
 
 
@@ -247,17 +235,21 @@ def _score_row(name: str, score: Score, shuffled: Score | None) -> Row:
 
 
 def _slice_table(parts: Sequence[Slice]) -> str:
-    names = list(dict.fromkeys(name for part in parts for name in part.scores))
-    rows = []
-    for part in parts:
-        cells = [
-            f"{number(part.scores[n].value)} <small>{spread(part.scores[n].interval)}</small>"
-            if n in part.scores
-            else "-"
-            for n in names
-        ]
-        rows.append([html.escape(part.name), f"{part.num_windows:,}", *cells])
-    return _table(("windows", "number", *names), rows)
+    rows = [
+        [html.escape(part.name), f"{part.num_windows:,}", *_cells(name, score)]
+        for part in parts
+        for name, score in part.scores.items()
+    ]
+    return _table(("windows", "number", *SCORE_HEADERS), rows)
+
+
+def _cells(name: str, score: Score) -> list[str]:
+    *cells, beats_floor, beats_rule = map(html.escape, score_cells(name, score))
+    verdicts = (
+        f'<span class="{"none" if verdict == "-" else verdict}">{verdict}</span>'
+        for verdict in (beats_floor, beats_rule)
+    )
+    return [*cells, *verdicts]
 
 
 def _table(headers: Iterable[str], rows: Iterable[Sequence[str]]) -> str:

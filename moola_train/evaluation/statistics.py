@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moola_train import metrics
-from moola_train.evaluation.bootstrap import Draws
+from moola_train.evaluation.bootstrap import MIN_BLOCKS, Draws
 from moola_train.floors import TOLERANCE
 from moola_train.metrics import Spans
 from moola_train.targets import Float64, Int64, countdown_bars
@@ -24,6 +24,10 @@ Arrays = Mapping[str, NDArray[Any]]
 
 class Statistic(Protocol):
     """A number that depends on the windows of a sample."""
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """The windows that it depends on, bool ``[N]``."""
 
     def drawn(self, draws: Draws) -> Float64:
         """Its value in each draw, float64 ``[D]``; NaN where the draw says nothing of it."""
@@ -36,6 +40,12 @@ class Ratio:
     top: NDArray[Any]
     bottom: NDArray[Any]
 
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Windows with a bottom."""
+        found: NDArray[np.bool_] = np.not_equal(self.bottom, 0)
+        return found
+
     def drawn(self, draws: Draws) -> Float64:
         """Value in each draw."""
         return _ratio(draws.sums(self.top), draws.sums(self.bottom))
@@ -47,6 +57,12 @@ class MeanOfRatios:
 
     top: NDArray[Any]
     bottom: NDArray[Any]
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Windows with a bottom in any column."""
+        found: NDArray[np.bool_] = np.not_equal(self.bottom, 0).any(axis=1)
+        return found
 
     def drawn(self, draws: Draws) -> Float64:
         """Value in each draw."""
@@ -63,6 +79,11 @@ class AveragePrecision:
     scores: NDArray[Any]
     is_class: NDArray[np.bool_]
     known: NDArray[np.bool_]
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Known windows."""
+        return self.known
 
     def drawn(self, draws: Draws) -> Float64:
         """Value in each draw."""
@@ -81,11 +102,28 @@ class Resampled:
     function: Callable[[Int64], float]
     known: NDArray[np.bool_]
 
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Known windows."""
+        return self.known
+
     def drawn(self, draws: Draws) -> Float64:
         """Value in each draw."""
         rows = np.flatnonzero(self.known)
         found = (rows[drawn] for drawn in draws.take(rows).rows())
         return np.array([self.function(part) if len(part) else np.nan for part in found])
+
+
+def with_draws(statistic: Statistic, draws: Draws) -> Float64:
+    """Value of the sample and of each draw, float64 ``[1 + D]``.
+
+    The draws are NaN where fewer than :data:`MIN_BLOCKS` blocks hold a window that counts: what
+    comes from one day alone is the same in every draw, and would look certain.
+    """
+    drawn = statistic.drawn(draws)
+    if draws.num_blocks_of(statistic.counted) < MIN_BLOCKS:
+        drawn = np.full_like(drawn, np.nan)
+    return np.concatenate([statistic.drawn(draws.once()), drawn])
 
 
 def statistics_of(predictions: Arrays, truth: Arrays, num_classes: int) -> dict[str, Statistic]:

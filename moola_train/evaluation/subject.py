@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moola_features.store import Store, open_store
+from moola_features.store.checksums import require_intact
 from moola_train.errors import RunError, TrainError
 from moola_train.inference import Predictions, Predictor
-from moola_train.labels import read_labels, store_fingerprint
-from moola_train.run_data import RunData
+from moola_train.labels import read_labels
+from moola_train.run_data import RunData, store_data
 from moola_train.splits import Split, read_split
 from moola_train.targets import Int64, LabelledWindows, TargetPriors, Targets, make_targets
 
@@ -103,6 +104,8 @@ def open_subject(
     ------
     RunError
         No run, or bars, labels or a split that changed since training; the message names which.
+    StoreError
+        A store of which a file is not what was written.
     TrainError
         Labels or a split that cannot be read, a split that leaks, a store with other columns.
     """
@@ -115,9 +118,12 @@ def open_subject(
     }
     bars = _open_store(store, data, folder)
     if bars is not None:
-        found = store_fingerprint(bars)["sha256"]
-        _require_unchanged("store", bars.path, found, (data.store or {}).get("sha256"), folder)
-        predictor.require_features(bars)
+        found, known = store_data(bars), data.store or {}
+        _require_unchanged("store", bars.path, found["sha256"], known.get("sha256"), folder)
+        predictor.require_features(bars)  # says more of what changed than a digest does
+        values = "values_sha256"
+        _require_unchanged("store", bars.path, found[values], known.get(values), folder)
+        require_intact(bars.path, bars.attributes, len(bars.names))
     with _reading("labels", folder):
         windows = read_labels(
             where["labels"], classes=data.classes, store=bars, window_length=data.window_length

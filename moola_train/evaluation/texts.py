@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moola_train.evaluation.bootstrap import Interval
+    from moola_train.evaluation.scores import Score
+
+SCORE_HEADERS = (
+    "metric", "value", "95 %", "floor", "rule", "better", "beats its floor", "beats the rule",
+)  # fmt: skip
 
 
 def number(value: float | None) -> str:
@@ -21,7 +26,7 @@ def number(value: float | None) -> str:
 
 
 def spread(interval: Interval) -> str:
-    """Write an interval.
+    """Write an interval; a dash where there is none.
 
     Examples
     --------
@@ -29,4 +34,12 @@ def spread(interval: Interval) -> str:
     >>> spread(Interval(0.68, 0.72))
     '0.680 to 0.720'
     """
-    return f"{number(interval.low)} to {number(interval.high)}"
+    return f"{number(interval.low)} to {number(interval.high)}" if interval.is_known else "-"
+
+
+def score_cells(name: str, score: Score) -> tuple[str, ...]:
+    """Write a score as a row under :data:`SCORE_HEADERS`."""
+    return (
+        name, number(score.value), spread(score.interval), number(score.floor), number(score.rule),
+        score.better or "-", score.beats_floor or "-", score.beats_rule or "-",
+    )  # fmt: skip

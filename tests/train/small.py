@@ -34,13 +34,20 @@ class Task:
     split: Path
 
 
+def make_bars(num_bars: int = 6_000) -> mf.Bars:
+    """A synthetic market in bars of eight minutes: few of them are many days."""
+    bars = synthesise(num_bars, seed=5).bars
+    prices = {name: getattr(bars, name) for name in ("open", "high", "low", "close")}
+    return mf.Bars(time=bars.time[0] + 8 * (bars.time - bars.time[0]), **prices)
+
+
 def make_task(folder: Path, *, num_bars: int = 6_000) -> Task:
     """A synthetic market as a store, and labels all over it."""
-    mf.build(synthesise(num_bars, seed=5).bars, folder / "bars.zarr")
+    mf.build(make_bars(num_bars), folder / "bars.zarr")
     store = mf.open_store(folder / "bars.zarr")
     assert isinstance(store, mf.Store)
-    bars = store.windows(105, 130).starts.tolist()
-    return _write(folder, at_bars(store, bars, **_spans(len(bars))), store)
+    starts = store.windows(105, 130).starts.tolist()
+    return _write(folder, at_bars(store, starts, **_spans(len(starts))), store)
 
 
 def make_contained_task(folder: Path) -> Task:

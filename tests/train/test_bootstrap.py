@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from moola_train.errors import ConfigError
-from moola_train.evaluation.bootstrap import Draws, Interval, blocks_of
+from moola_train.evaluation.bootstrap import MIN_BLOCKS, Draws, Interval, blocks_of
 from moola_train.evaluation.scores import differences_of, scores_of
-from moola_train.evaluation.statistics import AveragePrecision, Ratio, statistics_of
+from moola_train.evaluation.statistics import (
+    AveragePrecision,
+    MeanOfRatios,
+    Ratio,
+    Resampled,
+    statistics_of,
+    with_draws,
+)
 from moola_train.metrics import evaluate
 from tests.train.labelled import windows_at
 from tests.train.test_metrics import drawn, priors_of
@@ -184,11 +191,43 @@ class TestIntervals:
         nothing = Interval.of(np.array([np.nan]))
         assert np.isnan([nothing.low, nothing.high]).all()
 
-    def test_one_block_tells_nothing_of_its_spread(self) -> None:
-        draws = Draws.of(np.zeros(50), 100)
-        values = np.random.default_rng(0).random(50)
-        found = Interval.of(Ratio(values, np.ones(50)).drawn(draws))
-        assert found.low == pytest.approx(found.high)
+    @pytest.mark.parametrize("days", [1, MIN_BLOCKS - 1, MIN_BLOCKS])
+    def test_a_few_blocks_tell_nothing_of_their_spread(self, days: int) -> None:
+        """One day is the same in every draw, and would look certain."""
+        truth, predictions = drawn(120, seed=1)
+        truth = {**truth, "type": np.arange(120) % 2}
+        rule = {name: values[::-1] for name, values in predictions.items() if name != "countdown"}
+        draws, enough = Draws.of(np.arange(120) % days, 100), days == MIN_BLOCKS
+        scores = scores_of(predictions, truth, priors_of(truth), draws, rule=rule)
+        for name, score in scores.items():
+            assert score.interval.is_known == enough, name
+            assert (score.beats_floor is None) == (not enough or score.floor is None), name
+            assert enough or score.beats_rule is None, name
+        apart = differences_of(predictions, rule, truth, priors_of(truth), draws)
+        assert any(difference.verdict for difference in apart.values()) == enough
+        assert all(difference.interval.is_known == enough for difference in apart.values())
+
+    def test_only_blocks_that_count_are_counted(self) -> None:
+        counted = np.arange(24) < MIN_BLOCKS - 1
+        draws = Draws.of(np.arange(len(counted)), 50)
+        for statistic in (
+            Ratio(counted, counted), MeanOfRatios(counted[:, None], counted[:, None]),
+            Resampled(lambda rows: 1.0, counted),
+            AveragePrecision(np.ones((24, 1)), counted[:, None], counted),
+        ):  # fmt: skip
+            found = with_draws(statistic, draws)
+            assert found[0] == 1.0
+            assert np.isnan(found[1:]).all()
+
+    def test_draws_that_say_nothing_leave_no_interval(self) -> None:
+        """All positives stand in one of thirty days, which a third of the draws lack."""
+        first = np.arange(30) == 0
+        positives = AveragePrecision(np.ones((30, 1)), first[:, None], np.ones(30, bool))
+        assert not Interval.of(with_draws(positives, Draws.of(np.arange(30)))[1:]).is_known
+
+    def test_a_negative_seed(self) -> None:
+        with pytest.raises(ConfigError, match="seed is -1; it must be at least 0"):
+            Draws.of([0, 1], 5, -1)
 
     @pytest.mark.parametrize("by_block", [True, False])
     def test_coverage(self, by_block: bool) -> None:

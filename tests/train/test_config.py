@@ -112,6 +112,8 @@ def test_classes_are_names_with_commas_between() -> None:
     assert RunConfig().data.class_names == ("consolidation", "retracement")
     config = RunConfig().override({"data.classes": "a, none,b"})
     assert config.data.class_names == ("a", "none", "b")
+    message = refused(lambda: RunConfig().override({"data.classes": "macro,none"}))
+    assert "f1_macro is the mean of all classes, rename macro" in message
 
 
 @pytest.mark.parametrize("path", ["loop", "loop.", "nothing.x", "loop.epoch", ""])

@@ -155,7 +155,7 @@ class TestPage:
                         better="higher")  # fmt: skip
         text = Reader(draw_page(dataclasses.replace(empty(found), scores={"odd": unknown}))).text
         assert "0.500" in text
-        assert "- to -" in text
+        assert "0.500 - -" in " ".join(text.split())  # neither interval nor floor
 
     def test_it_is_a_page_whole_or_not_at_all(self, found: Evaluation, tmp_path: Path) -> None:
         write_page(found, tmp_path / "page.html")
@@ -244,7 +244,10 @@ class TestCommand:
             "temperature", "threshold", "Recognition, not forecasting", "jade-span",
         ):  # fmt: skip
             assert words in done.out
-        assert "test part" not in done.out
+        assert "looked at" not in done.out
+        assert "These windows flatter" in done.out
+        slices = done.out.split("by volatility")[1].split("permutation control")[0]
+        assert "floor" in slices.splitlines()[1]
         assert "predicting" in done.err
         assert "predicting" not in done.out
 
@@ -256,6 +259,7 @@ class TestCommand:
         assert done.code == 0, done.err
         told = json.loads(done.out)
         assert told == evaluate_run(run, num_draws=30, seed=3).to_dict()
+        assert [text for text in told["cautions"] if "These windows flatter" in text]
         assert "hit_at_3" in page.read_text(encoding="utf-8")
         assert f"wrote {page}" in done.err
 
@@ -273,6 +277,8 @@ class TestCommand:
         [
             (("--part", "train"), 2, "'train' is not one of 'val', 'test'"),
             (("-o", "page.pdf"), 2, "give a name that ends in .html"),
+            (("--seed", -1), 2, "seed is -1; it must be at least 0"),
+            (("-o", "no/page.html"), 1, "there is no folder no; make it first"),
             (("--draws", 0), 2, "num_draws is 0; it must be at least 1"),
             (("--against", "nowhere"), 1, "nowhere is no run: data.json cannot be read"),
             (("--labels", "gone.parquet"), 1, "was trained on labels at gone.parquet"),

@@ -222,6 +222,10 @@ class TestRefusals:
         config = mf.FeatureConfig(max_gap="4h")
         store = mf.open_store(mf.build(bars, tmp_path / "gap.zarr", config).path)
         predictor = Predictor.open(spans)
+        # After a gap features begin anew: those of a store with other gaps are others.
+        message = refusal(ModelError, lambda: predictor.predict(store, [895]))
+        assert "was built with max_gap = '4h', the model was trained with None" in message
+        predictor.data = dataclasses.replace(predictor.data, features=store.config)
         assert len(predictor.predict(store, [895])["start"]) == 1
         assert "starts[0] = 896" in refusal(ModelError, lambda: predictor.predict(store, [896]))
         with pytest.raises(WindowError, match="starts reach"):

@@ -218,7 +218,7 @@ class TestFit:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be had")
     def test_no_gpu_is_said(self, moola: Moola, task: Task, tmp_path: Path) -> None:
         done = moola(*fit_of(task, "--run-folder", tmp_path / "run", "--device", "cuda"))
-        one_line(done, 2, "loop.device is 'cuda'", "give auto or cpu")
+        one_line(done, 2, "device is 'cuda'", "give auto or cpu")
 
     @pytest.mark.parametrize(
         ("columns", "parts"),
@@ -332,6 +332,44 @@ class TestPretrain:
             )
         )
         one_line(done, 1, "weight_ih_l0 is [32, 11], the model's is [36, 11]", "hidden size")
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize(
+        ("command", "place", "said"),
+        [
+            ("inspect", "moola_train.labels.read_labels", ""),
+            ("split", "moola_train.labels.read_labels", "; nothing is left half-written"),
+            ("label", "moola_train.labelling.label_store", "; nothing is left half-written"),
+            (
+                "evaluate", "moola_train.evaluation.evaluate.evaluate_run",
+                "; nothing is left half-written",
+            ),
+            ("review", "moola_train.review.start.open_review", "; every answer is on disk"),
+            ("fit", "moola_train.fit.fit", "; the last checkpoint stands"),
+            ("pretrain", "moola_train.pretrain.pretrain", "; the last checkpoint stands"),
+        ],
+    )  # fmt: skip
+    def test_each_command_says_what_it_leaves_behind(
+        self, moola: Moola, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        command: str, place: str, said: str,
+    ) -> None:  # fmt: skip
+        def interrupt(*_arguments: object, **_options: object) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        assert task.store is not None
+        store, labels = task.store.path, ("--labels", task.labels)
+        arguments: dict[str, tuple[object, ...]] = {
+            "inspect": (task.labels,), "split": (*labels, "-o", tmp_path / "s.json"),
+            "label": (store, "-o", tmp_path / "l.parquet"), "evaluate": (tmp_path,),
+            "review": (store, *labels), "fit": fit_of(task, "--run-folder", tmp_path)[1:],
+            "pretrain": pretrain_of(task, "-o", tmp_path / "e.safetensors")[1:],
+        }  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(place, interrupt)
+        done = moola(command, *arguments[command])
+        assert (done.code, done.out) == (1, "")
+        assert done.err.strip().splitlines()[-1] == f"interrupted{said}"
 
 
 def test_it_is_a_module() -> None:
