@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from moola_features import __version__
@@ -16,8 +18,40 @@ from moola_train.commands.pretrain import pretrain
 from moola_train.commands.review import review
 from moola_train.commands.split import split
 
+_INTERRUPTED = "interrupted"
+# Only what trains has checkpoints; others write a file whole or not at all, or none.
+_LEFT_BEHIND = {
+    "fit": "the last checkpoint stands",
+    "pretrain": "the last checkpoint stands",
+    "review": "every answer is on disk",
+    "label": "nothing is left half-written",
+    "split": "nothing is left half-written",
+    "evaluate": "nothing is left half-written",
+}
 
-@click.group(context_settings=CONTEXT)
+
+class _Interrupted(click.ClickException):
+    """Ctrl-C or SIGTERM during a command, and what that leaves behind."""
+
+    def show(self, file: Any = None) -> None:
+        """Say so in one line."""
+        click.echo(self.message, file=file, err=True)
+
+
+class _Commands(click.Group):
+    """Commands that differ in what they leave behind when they are interrupted."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort) as error:
+            left = _LEFT_BEHIND.get(ctx.invoked_subcommand or "")
+            text = f"{_INTERRUPTED}; {left}" if left else _INTERRUPTED
+            raise _Interrupted(text) from error
+
+
+@click.group(cls=_Commands, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="moola-train")
 def cli() -> None:
     """Train small recurrent models on the windows of a feature store."""
@@ -30,7 +64,7 @@ for _command in (models, label, inspect, review, split, pretrain, fit, evaluate)
 def main() -> None:
     """Run the command line."""
     keep_freed()
-    run(cli, "moola-train", "interrupted; the last checkpoint stands")
+    run(cli, "moola-train", _INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NoReturn
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moola_features.bars.files import decoding, open_reader
+from moola_features.bars.files import Reader, decoding, open_reader
 from moola_features.errors import BarsError, BarsNotFoundError
 from moola_train.errors import LabelsError
 from moola_train.targets import NONE, Int64
@@ -18,6 +19,7 @@ Bool = NDArray[np.bool_]
 _REQUIRED = ("window_id", "label", "expansion_start", "expansion_end")
 _COLUMNS = (*_REQUIRED, "start_time", "features", "base_window_id")
 _BATCH_ROWS = 65_536
+_MOST_SHOWN = 200  # characters of a value that was found
 
 
 class LabelTable:
@@ -26,6 +28,7 @@ class LabelTable:
     def __init__(self, source: Any) -> None:
         try:
             reader = open_reader(source)
+            _refuse_repeated(reader)
             columns = [name for name in _COLUMNS if name in reader.names]
             with decoding(reader.description):
                 batches = list(reader.frames(columns, _BATCH_ROWS)) if columns else []
@@ -70,15 +73,17 @@ class LabelTable:
     ) -> NoReturn:
         """Refuse one row, naming the value that was found."""
         more = f" ({num_more} more such rows)" if num_more else ""
-        raise LabelsError(f"{self.name}, row {row}: {column} is {value!r}; {remedy}{more}")
+        raise LabelsError(f"{self.name}, row {row}: {column} is {shown(value)}; {remedy}{more}")
 
     def texts(self, column: str) -> list[Any]:
         """Cells as text; None for what is missing or empty."""
         series = self.frame[column]
-        if series.dtype.is_nested() or series.dtype.is_float():
-            self.refuse(self.known(column), column, f"its type is {series.dtype}, give text")
-            return [None] * len(self)
-        return [text or None for text in series.cast(pl.String).to_list()]
+        if not (series.dtype.is_nested() or series.dtype.is_float()):
+            # Bytes may well be text; some that are not, and lengths of time, cannot be cast.
+            with contextlib.suppress(pl.exceptions.PolarsError):
+                return [text or None for text in series.cast(pl.String).to_list()]
+        self._refuse_type(column, "give text")
+        return [None] * len(self)
 
     def known(self, column: str) -> Bool:
         """Tell which cells hold something."""
@@ -96,15 +101,39 @@ class LabelTable:
         """Whole numbers, -1 where the cell is empty; and where it is not."""
         known = self.known(column)
         series = self.frame[column]
-        if series.dtype == pl.Boolean or series.dtype.is_nested() or series.dtype.is_temporal():
-            self.refuse(known, column, f"its type is {series.dtype}, give whole numbers")
         if series.dtype == pl.String:
             series = series.str.strip_chars()
+        elif not (series.dtype.is_numeric() or series.dtype == pl.Null):
+            self._refuse_type(column, "give whole numbers")
+            series = pl.repeat(None, len(self), eager=True)  # it holds nothing
         numbers = series.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
         whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53)
         self.refuse(known & ~whole, column, "give a whole number, or nothing")
         return np.where(known, np.where(known, numbers, 0.0), NONE).astype(np.int64), known
 
+    def _refuse_type(self, column: str, remedy: str) -> None:
+        """Refuse a column for its type, if it holds anything."""
+        kind = self.frame[column].dtype
+        self.refuse(self.known(column), column, f"its type is {kind}, {remedy}")
+
     def _cell(self, row: int, column: str) -> Any:
         value = self.frame[column][row] if self.has(column) else None
+        if isinstance(value, pl.Series):  # a list, which Polars would show in several lines
+            return value.to_list()
         return str(value) if hasattr(value, "isoformat") else value
+
+
+def shown(value: Any) -> str:
+    """Write a value that was found, in one line of bearable length."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def _refuse_repeated(reader: Reader) -> None:
+    """Refuse a column that stands there twice: nothing says which of the two is meant."""
+    for name in _COLUMNS:
+        if (count := reader.names.count(name)) > 1:
+            raise LabelsError(
+                f"{reader.description}: column {name!r} stands there {count} times; "
+                "keep one of them, or rename the others"
+            )

@@ -82,7 +82,10 @@ def read_labels(
     start, end = _spans(table, window_length)
     known: dict[str, Any] = {
         "window_id": tuple(window_id),
-        "base_id": tuple(base or own for base, own in zip(base_id, window_id, strict=True)),
+        "base_id": tuple(
+            base if base and base.strip() else own
+            for base, own in zip(base_id, window_id, strict=True)
+        ),
         "type": _types(table, classes, start >= 0),
         "start": start,
         "end": end,
@@ -305,9 +308,10 @@ def _anchored(table: LabelTable, store: Store | None, length: int) -> dict[str, 
 
 def _prices(table: LabelTable, length: int) -> Float64:
     windows = _nested(table)
-    counts = windows.list.len().to_numpy()
+    counts = windows.list.len().cast(pl.Int64).fill_null(NONE).to_numpy()
     for row in np.flatnonzero(counts != length)[:1].tolist():
-        table.refuse_row(row, "features", f"give {length} bars", f"a list of {counts[row]}")
+        found = "empty" if counts[row] == NONE else f"a list of {counts[row]}"
+        table.refuse_row(row, "features", f"give {length} bars", found)
     bars = windows.explode()
     widths = bars.list.len().fill_null(0).to_numpy()
     for index in np.flatnonzero(widths != 4)[:1].tolist():

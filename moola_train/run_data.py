@@ -107,6 +107,8 @@ class RunData:
         for name, kinds in _KINDS.items():
             if not isinstance(values.get(name), kinds):
                 raise RunError(f"{path}: {name} is {values.get(name)!r}; train again")
+        if values["store"] is not None and "values_sha256" not in values["store"]:
+            raise RunError(f"{path} is of an earlier moola, which kept no digest; train again")
         kept = {name: values[name] for name in _KINDS}
         for name in ("classes", "columns"):
             kept[name] = tuple(map(str, kept[name]))

@@ -13,8 +13,11 @@ from moola_train.labels import content_keys
 from moola_train.targets import Int64, LabelledWindows
 
 PARTS = ("train", "val", "test")
+REQUIRED = PARTS[:2]  # the test part may be empty
 
 AGAIN = "make the split again with `moola-train split`"
+
+_MOST_BARS = 1_000_000_000  # 1,900 years of minutes; places and gaps add up within an int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +82,10 @@ def gaps_of(
 
 
 def whole(value: Any, what: str) -> int:
-    """Read a whole number of at least 0, or refuse what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise SplitError(f"{what} is {value!r}; it must be a whole number of at least 0")
+    """Read a number of bars, or refuse what is none."""
+    good = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not good or not 0 <= value <= _MOST_BARS:
+        raise SplitError(f"{what} is {value!r}; it must be a whole number from 0 to {_MOST_BARS:,}")
     return int(value)
 
 

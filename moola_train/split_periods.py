@@ -39,6 +39,8 @@ def cuts_by_share(
     """
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 1:
         raise SplitError(f"folds is {folds!r}; it must be a whole number of at least 1")
+    if folds > len(places):
+        raise SplitError(f"folds is {folds}, and there are {len(places)} windows; give fewer folds")
     val = DEFAULT_SHARE if val_share is None else val_share
     test = DEFAULT_SHARE if test_share is None else test_share
     if not 0 < val < 1:

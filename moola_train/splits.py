@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from moola_features.files import replaced_file
 from moola_features.times import TimeLike, time_text
 from moola_train.errors import SplitError
+from moola_train.label_table import shown
 from moola_train.split_checks import (
     AGAIN,
     PARTS,
+    REQUIRED,
     SplitPart,
     check_part,
     gaps_of,
@@ -221,20 +223,25 @@ def forward_chain(
 
 
 def check_split(split: Split) -> None:
-    """Refuse a split that leaks.
+    """Refuse a split that leaks, or that leaves nothing to train or to validate on.
 
     Raises
     ------
     SplitError
         A window that stands twice, a base or a bar on two sides, a part that is later than the
         one that follows it or nearer than purge, embargo and warm-up allow; naming the windows.
+        A training or a validation part without windows; there may be no test part.
     """
     labels = split.labels
     purge, embargo, warmup = gaps_of(labels, split.purge_bars, split.embargo_bars)
     gap = purge + embargo + max(warmup, split.warmup_bars)
     places = place_of(labels)
     for fold, part in enumerate(split.parts):
-        check_part(labels, places, part, gap=gap, where=f"split {split.name!r}, fold {fold}")
+        where = f"split {split.name!r}, fold {fold}"
+        for name in REQUIRED:
+            if len(part[name]) == 0:
+                raise SplitError(f"{where}: {name} is empty, and only test may be; {AGAIN}")
+        check_part(labels, places, part, gap=gap, where=where)
 
 
 def write_split(split: Split, path: str | Path) -> None:
@@ -266,7 +273,8 @@ def read_split(path: str | Path, labels: LabelledWindows) -> Split:
     Raises
     ------
     SplitError
-        No split, one of other labels or of another store, or one that leaks.
+        No split, one of other labels or of another store, or one that :func:`check_split`
+        refuses.
     """
     document = _read_document(Path(path))
     where = str(path)
@@ -274,7 +282,7 @@ def read_split(path: str | Path, labels: LabelledWindows) -> Split:
     row_of = {name: row for row, name in enumerate(labels.window_id)}
     parts = document.get("parts")
     if not isinstance(parts, list) or not parts:
-        raise SplitError(f"{where}: parts is {parts!r}; {AGAIN}")
+        raise SplitError(f"{where}: parts is {shown(parts)}; {AGAIN}")
     split = Split(
         labels=labels,
         parts=tuple(_read_part(part, row_of, f"{where}, fold {i}") for i, part in enumerate(parts)),
@@ -288,7 +296,14 @@ def read_split(path: str | Path, labels: LabelledWindows) -> Split:
     digests = (("labels", {"sha256": labels.sha256()}), ("store", labels.store))
     for what, known in digests:
         kept = document.get(what)
-        if isinstance(kept, dict) and kept.get("sha256") != (known or {}).get("sha256"):
+        if not isinstance(kept, dict):
+            continue
+        if known is None and labels.anchored:
+            raise SplitError(
+                f"{where} was made with the store {kept.get('name')!r}, and no store is given; "
+                "give the one that the windows stand in"
+            )
+        if kept.get("sha256") != (known or {}).get("sha256"):
             raise SplitError(f"{where} was made from other {what} than these; {AGAIN}")
     check_split(split)
     return split
@@ -314,7 +329,7 @@ def _bases(labels: LabelledWindows) -> tuple[Int64, Int64, NDArray[np.intp]]:
 
 def _require_filled(split: Split, *, tested: bool) -> None:
     for fold in range(split.num_folds):
-        for name in PARTS if tested else PARTS[:2]:
+        for name in PARTS if tested else REQUIRED:
             if len(split.part(name, fold)) == 0:
                 raise SplitError(
                     f"fold {fold} has no window left in {name}, of {len(split.labels)} in all and "
@@ -332,9 +347,11 @@ def _read_document(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise SplitError(f"{path} is not JSON: {error}; {AGAIN}") from error
+    except RecursionError as error:
+        raise SplitError(f"{path} is no split: its JSON is nested too deeply; {AGAIN}") from error
     if not isinstance(document, dict) or document.get("method") != METHOD:
         found = document.get("method") if isinstance(document, dict) else document
-        raise SplitError(f"{path}: method is {found!r}, not {METHOD!r}; {AGAIN}")
+        raise SplitError(f"{path}: method is {shown(found)}, not {METHOD!r}; {AGAIN}")
     version = document.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise SplitError(
@@ -349,11 +366,12 @@ def _read_part(part: Any, row_of: dict[str, int], where: str) -> SplitPart:
     for name in PARTS:
         names = part.get(name) if isinstance(part, dict) else None
         if not isinstance(names, list):
-            raise SplitError(f"{where}: {name} is {names!r}, not a list of window ids; {AGAIN}")
+            found = shown(names)
+            raise SplitError(f"{where}: {name} is {found}, not a list of window ids; {AGAIN}")
         for window in names:
             if not isinstance(window, str) or window not in row_of:
                 raise SplitError(
-                    f"{where}: {name} names window {window!r}, which the labels do not have; "
+                    f"{where}: {name} names window {shown(window)}, which the labels do not have; "
                     f"give the labels that it was made from, or {AGAIN}"
                 )
         rows[name] = np.array([row_of[window] for window in names], np.int64)

@@ -483,7 +483,7 @@ def test_prices_off_any_grid_are_written_short() -> None:
     ],
 )
 def test_gaps_are_written_in_their_largest_units(nanoseconds: int, expected: str) -> None:
-    assert scenes._duration(nanoseconds) == expected
+    assert scenes.duration_text(nanoseconds) == expected
 
 
 def test_notes_do_not_overlap() -> None:

@@ -10,6 +10,7 @@ import click
 from moola_features.command import command, json_option
 from moola_features.terminal import count, print_json, print_table
 from moola_train.commands.options import PATH, classes_option, open_one
+from moola_train.commands.outputs import require_output
 
 
 @command
@@ -37,13 +38,15 @@ def split(
 ) -> None:
     """Divide labelled windows into training, validation and test parts, purged in bars."""
     from moola_train.labels import read_labels
-    from moola_train.splits import forward_chain, write_split
+    from moola_train.splits import forward_chain, order_of, write_split
 
+    require_output(output, (".json",), labels=labels, store=store)
     windows = read_labels(labels, classes=classes, store=open_one(store))
     made = forward_chain(windows, name=method, **settings)
     write_split(made, output)
     if as_json:
-        print_json({"split": str(output), "folds": made.counts()})
+        counts = made.counts()
+        print_json({"split": str(output), "order": order_of(windows), "folds": counts})
         return
     headers = ("fold", "train", "val", "test", "left out")
     rows = [
@@ -53,3 +56,4 @@ def split(
     print_table(headers, rows, numbers=range(5))
     gaps = made.purge_bars, made.embargo_bars, made.warmup_bars
     click.echo(f"{output}: purge {gaps[0]}, embargo {gaps[1]}, warm-up {gaps[2]} bars")
+    click.echo(f"ordered by: {order_of(windows)}")

@@ -65,6 +65,8 @@ def windows(count: int, *, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]
 def model_of(config: RunConfig, **settings: Any) -> Model:
     torch.manual_seed(config.loop.seed)
     kendall = config.loss.balance == "kendall"
+    if config.model.preset == "jade-compact":
+        settings = {"head_dropout": 0.3, **settings}  # something that a step draws
     model = build(
         config.model.preset, num_features=NUM_FEATURES, num_classes=2, window_length=LENGTH,
         hidden_size=config.model.hidden, log_sigmas=kendall, **settings,

@@ -15,13 +15,14 @@ from moola_train.splits import forward_chain, write_split
 from tests.train.labelled import at_bars, contained
 
 SETTINGS: dict[str, Any] = {
-    "model": {"hidden": 8, "input_dropout": 0.0},
+    "model": {"hidden": 8, "input_dropout": 0.0, "head_dropout": 0.3},  # something to draw
     "data": {"batch_size": 8},
     "loop": {"epochs": 2, "device": "cpu", "log_steps": 2},
 }
 FLAGS = (
-    "--set", "model.hidden=8", "--set", "model.input_dropout=0.0", "--batch-size", 8,
-    "--epochs", 2, "--device", "cpu", "--set", "loop.log_steps=2",
+    "--set", "model.hidden=8", "--set", "model.input_dropout=0.0",
+    "--set", "model.head_dropout=0.3",
+    "--batch-size", 8, "--epochs", 2, "--device", "cpu", "--set", "loop.log_steps=2",
 )  # fmt: skip
 
 

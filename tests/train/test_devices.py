@@ -139,7 +139,7 @@ def test_other_errors_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"device": "cuda"}, r"loop\.device is 'cuda', and PyTorch sees no GPU"),
+        ({"device": "cuda"}, r"device is 'cuda', and PyTorch sees no GPU"),
         ({"precision": "tf32"}, r"loop\.precision is 'tf32', which only a GPU has"),
         ({"cuda_graph": True}, r"loop\.cuda_graph is true, and the run would compute on the CPU"),
     ],

@@ -20,6 +20,7 @@ from moola_train.errors import ConfigError, LabelsError, ModelError, RunError, S
 from moola_train.fit import FitReport, fit
 from moola_train.labels import read_labels
 from moola_train.runs import BEST, CONFIG, DATA, ENVIRONMENT, LATEST, METRICS, SUMMARY, WEIGHTS
+from moola_train.splits import read_split
 from tests.train.labelled import anchored, contained
 from tests.train.small import SETTINGS, Task, make_contained_task, make_task
 
@@ -74,6 +75,7 @@ class TestFolder:
         found = read(fitted.run, DATA)
         labels = read_labels(task.labels, store=task.store)
         assert found["labels_sha256"] == labels.sha256()
+        assert found["store"].pop("values_sha256")  # of features too, which labels do not know
         assert found["store"] == labels.store
         assert found["fold"] == 0
         assert len(found["split_sha256"]) == 64
@@ -162,6 +164,20 @@ class TestData:
         with pytest.raises(LabelsError, match="class 'retracement' has 1 of"):
             run(again, tmp_path / "run")
 
+    def test_a_validation_part_without_a_label_is_refused(self, tmp_path: Path) -> None:
+        task = make_contained_task(tmp_path)
+        frame = pl.read_parquet(task.labels)
+        val = read_split(task.split, read_labels(task.labels)).part("val")
+        told = ("label", "expansion_start", "expansion_end")
+        seen = ~pl.int_range(len(frame)).is_in(val.tolist())
+        bare = (pl.when(seen).then(pl.col(name)).alias(name) for name in told)
+        frame.with_columns(bare).write_parquet(task.labels)
+        task.split.unlink()
+        again = remake_split(task)
+        with pytest.raises(LabelsError, match="windows of the validation part is labelled"):
+            run(again, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
     def test_another_split_is_refused(self, task: Task, tmp_path: Path) -> None:
         other = make_contained_task(tmp_path)
         with pytest.raises(SplitError, match="made from other labels"):
@@ -170,7 +186,7 @@ class TestData:
             run(task, tmp_path / "run", fold=1)
 
     def test_anchored_labels_need_their_store(self, task: Task, tmp_path: Path) -> None:
-        with pytest.raises(SplitError, match="was made from other store than these"):
+        with pytest.raises(SplitError, match=r"made with the store .* no store is given"):
             fit(None, task.labels, task.split, tmp_path / "run", SMALL)
 
     def test_labels_outside_the_store_are_named(self, task: Task, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 import moola_features as mf
+from tests.markets import tree
 from tests.train.command_line import Moola, Outcome
 from tests.train.labelled import contained
 
@@ -82,6 +83,7 @@ def test_label_as_json(moola: Moola, store: Path, tmp_path: Path) -> None:
         (("--from", "2031-01-01"), 1, ("no valid window of 105 bars there", "another period")),
         (("--stride", 0), 1, ("stride is 0", "at least 1")),
         (("--max-gap-minutes", 0), 2, ("max_gap_minutes is 0", "0.001")),
+        (("--stride", 10**20), 2, ("stride is 100000000000000000000", "at most")),
         (("--max-span-minutes", 9), 1, ("is labelled consolidation or retracement", "keep more")),
     ],
 )  # fmt: skip
@@ -97,6 +99,101 @@ def test_label_refuses_in_one_line(
 def test_label_says_where_it_cannot_write(moola: Moola, store: Path, tmp_path: Path) -> None:
     done = moola("label", store, "-o", tmp_path / "no" / "labels.parquet", "--json")
     refused(done, 1, "there is no folder")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--stride", 0), 1, "stride is 0"), (("--keep", "foo"), 2, "keep names 'foo'"),
+        (("--keep", "none,none"), 2, "give names that differ"), (("--from", "noon"), 2, "'noon'"),
+        (("--from", "2031-01-01"), 1, "no valid window"), (("-o", "no/x.parquet"), 1, "no folder"),
+    ],
+)  # fmt: skip
+def test_label_draws_no_bar_for_what_it_refuses(
+    moola: Moola, store: Path, tmp_path: Path, options: tuple[object, ...], code: int, words: str
+) -> None:
+    refused(moola("label", store, "-o", tmp_path / "labels.parquet", *options), code, words)
+
+
+def test_label_draws_a_bar_for_what_it_does(moola: Moola, store: Path, tmp_path: Path) -> None:
+    assert "labelling" in moola("label", store, "-o", tmp_path / "labels.parquet").err
+
+
+def test_label_replaces_only_what_it_wrote(moola: Moola, store: Path, tmp_path: Path) -> None:
+    path, link = tmp_path / "labels.parquet", tmp_path / "link.pq"
+    link.symlink_to(path.name)
+    assert moola("label", store, "-o", path, "--json").code == 0
+    first = path.read_bytes()
+    assert moola("label", store, "-o", link, "--json", "--stride", 26).code == 0
+    assert link.is_symlink()
+    assert path.read_bytes() != first
+    table = pl.read_parquet(path)
+    for number, other in enumerate(
+        (
+            table.with_columns(source=pl.Series(["human", *table["source"][1:]])),
+            table.with_columns(source=pl.lit(None, pl.String)),
+            table.with_columns(reviewed_at=pl.lit(None, pl.Datetime("ns", "UTC"))),
+            pl.DataFrame({"time": [1], "open": [1.0]}),
+        )
+    ):
+        kept = tmp_path / f"{number}.parquet"
+        other.write_parquet(kept)
+        before = kept.read_bytes()
+        refused(
+            moola("label", store, "-o", kept), 2,
+            f"{kept} was not written by label; choose another output",
+        )  # fmt: skip
+        assert kept.read_bytes() == before
+    (tmp_path / "text.parquet").write_text("mine")
+    (tmp_path / "folder.parquet").mkdir()
+    for name in ("text.parquet", "folder.parquet"):
+        refused(moola("label", store, "-o", tmp_path / name), 2, name, "not written by label")
+    assert (tmp_path / "text.parquet").read_text() == "mine"
+
+
+def test_label_writes_parquet_and_says_so(moola: Moola, store: Path, tmp_path: Path) -> None:
+    refused(moola("label", store, "-o", tmp_path / "z.csv"), 2, "z.csv'; give a name that ends in")
+    inside = moola("label", store, "-o", store / "labels.parquet")
+    refused(inside, 2, "labels.parquet', inside the store", "choose another folder")
+    assert not list(tmp_path.iterdir())
+    assert not (store / "labels.parquet").exists()
+
+
+# --- split -----------------------------------------------------------------------------------
+
+
+def test_split_writes_over_nothing_that_it_reads(
+    moola: Moola, store: Path, three: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.json"  # what a file holds is told by its first bytes
+    labels.write_bytes(three.read_bytes())
+    before = tree(store)
+    (tmp_path / "link.json").symlink_to(labels)
+    (tmp_path / "second.json").hardlink_to(labels)
+    (tmp_path / "door").symlink_to(store)
+    given = ("split", "--labels", labels, "--store", store, "--classes", THREE)
+    for name in ("labels.json", "link.json", "second.json"):
+        done = moola(*given, "-o", tmp_path / name)
+        refused(done, 2, f"{name}', which is read as the labels; choose another name")
+    for inside in (store / "zarr.json", tmp_path / "door" / "zarr.json"):
+        refused(moola(*given, "-o", inside), 2, "zarr.json', inside the store", "another folder")
+    copy = tmp_path / "copy.parquet"
+    copy.write_bytes(three.read_bytes())
+    done = moola("split", "--labels", copy, "--store", store, "--classes", THREE, "-o", copy)
+    refused(done, 2, "copy.parquet'; give a name that ends in .json")
+    assert copy.read_bytes() == labels.read_bytes() == three.read_bytes()
+    assert tree(store) == before
+    for _ in range(2):
+        assert moola(*given, "-o", tmp_path / "split.json").code == 0
+
+
+def test_split_refuses_a_gap_of_ages(
+    moola: Moola, store: Path, three: Path, tmp_path: Path
+) -> None:
+    given = ("split", "--labels", three, "--store", store, "--classes", THREE)
+    for option, value in (("--embargo-bars", 99999999999999999999), ("--purge-bars", 2**63 - 999)):
+        done = moola(*given, "-o", tmp_path / "split.json", option, value)
+        refused(done, 1, f"{option[2:].replace('-', '_')} is {value}; it must be a whole number")
 
 
 # --- inspect ---------------------------------------------------------------------------------
@@ -152,6 +249,12 @@ def test_inspect_names_a_defect(moola: Moola, three: Path, tmp_path: Path) -> No
     done = moola("inspect", three, "--classes", "a,,b")
     refused(done, 2, "--classes is 'a,,b'", "give names")
     refused(moola("inspect", tmp_path / "x.parquet"), 1, "x.parquet", "no such file")
+    table = pl.read_parquet(three)
+    table.with_columns(window_id=pl.lit(b"\xff\xfe")).write_parquet(tmp_path / "bin.parquet")
+    done = moola("inspect", tmp_path / "bin.parquet")
+    refused(done, 1, "row 0: window_id is b'\\xff\\xfe'; its type is Binary, give text")
+    table.with_columns(label=pl.concat_list("label", "label")).write_parquet(tmp_path / "l.parquet")
+    refused(moola("inspect", tmp_path / "l.parquet"), 1, "row 0: label is ['", "give text")
 
 
 def test_inspect_of_labels_without_a_span(moola: Moola, tmp_path: Path) -> None:

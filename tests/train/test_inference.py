@@ -261,6 +261,7 @@ class TestRefusals:
         ("edit", "words"),
         [
             (lambda d: d.update(fold="0"), "fold is '0'"),
+            (lambda d: d["store"].pop("values_sha256"), "is of an earlier moola"),
             (lambda d: d["features"].update(depth=3), "is of another moola: unknown setting"),
             (lambda d: d["settings"].update(depth=3), "is of another moola"),
             (lambda d: d["settings"].update(hidden_size=9), "encoder.lstm.weight_ih_l0 is [32"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import moola_features as mf
@@ -205,6 +209,77 @@ def test_a_defect_of_many_rows_says_how_many() -> None:
     assert "more such" not in refusal(anchored(TIMES, expansion_start=[200, 1, 1]))
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "found"),
+    [
+        ("window_id", [b"\xff\xfe", b"a", b"b"], "b'\\xff\\xfe'; its type is Binary, give text"),
+        ("label", [b"\xff"] * 3, "b'\\xff'; its type is Binary, give text"),
+        ("base_window_id", [b"\xff"] * 3, "b'\\xff'; its type is Binary, give text"),
+        ("expansion_start", [b"40"] * 3, "b'40'; its type is Binary, give whole numbers"),
+        ("window_id", [timedelta(1)] * 3, "datetime.timedelta(days=1); its type is Duration("),
+        ("label", [["a", "b\nc"]] * 3, "['a', 'b\\nc']; its type is List(String), give text"),
+        ("label", [list(range(999))] * 3, f"{str(list(range(99)))[:200]}...; its type is List("),
+        ("window_id", [{"a": [1, 2]}] * 3, "{'a': [1, 2]}; its type is Struct({'a': List("),
+        ("expansion_end", [[1, 2]] * 3, "[1, 2]; its type is List(Int64), give whole numbers"),
+    ],
+)  # fmt: skip
+def test_a_column_of_another_type_is_shown_in_one_line(
+    column: str, values: list[Any], found: str
+) -> None:
+    message = refusal(anchored(TIMES).with_columns(pl.Series(column, values)))
+    assert f"row 0: {column} is {found}" in message
+    assert "(2 more such rows)" in message
+    assert len(message) < 400
+
+
+def test_categories_are_no_numbers() -> None:
+    starts = pl.Series("expansion_start", ["40"] * 3, dtype=pl.Categorical)
+    assert "row 0: expansion_start is '40'; its type is Categorical" in refusal(
+        anchored(TIMES).with_columns(starts)
+    )
+
+
+def test_bytes_that_are_text_are_read() -> None:
+    named = anchored(TIMES).with_columns(window_id=pl.Series([b"x", b"y", b"z"]))
+    assert read_labels(named).window_id == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("form", ["csv", "bom", "semicolons", "gzip", "parquet", "arrow", "pandas"])
+def test_a_column_that_stands_twice_is_refused(form: str, tmp_path: Path) -> None:
+    text = "label,window_id,label,expansion_start,expansion_end,start_time,x,x\n" + (
+        "retracement,a,consolidation,40,47,2020-01-06 10:00,1,2\n"
+    )
+    path = tmp_path / "labels.csv"
+    source: Any = path
+    names, *rows = [line.split(",") for line in text.splitlines()]
+    table = pa.table([list(column) for column in zip(*rows, strict=True)], names=names)
+    if form == "gzip":
+        path.write_bytes(gzip.compress(text.encode()))
+    elif form == "parquet":
+        pq.write_table(table, path)
+    elif form == "arrow":
+        source = table
+    elif form == "pandas":
+        source = table.to_pandas()
+    else:
+        text = text.replace(",", ";") if form == "semicolons" else text
+        path.write_text(text, encoding="utf-8-sig" if form == "bom" else "utf-8")
+    assert "column 'label' stands there 2 times; keep one of them" in refusal(source)
+
+
+def test_other_columns_may_stand_twice(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    head, row = "window_id,label,expansion_start,expansion_end,start_time,,", "a,,,,2020-01-06,,"
+    path.write_text(f"{head}\n{row}\n")
+    assert read_labels(path).window_id == ("a",)
+
+
+def test_a_blank_base_is_none(tmp_path: Path) -> None:
+    labels = read_labels(anchored(TIMES, base_window_id=[" ", "\t", "a "]))
+    assert labels.base_id == ("w0", "w1", "a ")
+    assert summarise(labels).num_bases == 3
+
+
 def broken(position: tuple[int, ...], value: Any) -> pl.DataFrame:
     windows = prices(3).tolist()
     if len(position) == 2:
@@ -242,6 +317,11 @@ def test_prices_are_checked(position: tuple[int, ...], value: Any, words: str) -
 def test_prices_as_text_are_checked() -> None:
     texts = [json.dumps(window) for window in prices(2).tolist()]
     assert "row 1: features is '[[1, 2'" in refusal(contained(2, features=[texts[0], "[[1, 2"]))
+    message = refusal(contained(2, features=[texts[0], "null"]))
+    assert "row 1: features is 'empty'; give 105 bars" in message
+    short = json.dumps(prices(1)[0, :104].tolist())
+    message = refusal(contained(3, features=[texts[0], short, "null"]))
+    assert "row 1: features is 'a list of 104'; give 105 bars" in message
     assert "List(List(String))" in refusal(contained(2, features=[[["a"]], [["b"]]]))
 
 

@@ -207,6 +207,11 @@ def test_the_same_prices_on_two_sides_are_refused() -> None:
         ({"folds": 6}, "take 105% of the windows"),
         ({"purge_bars": 103}, "purge_bars is 103; windows of 105 bars"),
         ({"purge_bars": 104.0}, "purge_bars is 104.0"), ({"embargo_bars": -1}, "embargo_bars is -"),
+        ({"embargo_bars": 10**20}, "embargo_bars is 100000000000000000000; it must be a whole"),
+        ({"embargo_bars": 2**63 - 1000}, "a whole number from 0 to 1,000,000,000"),
+        ({"purge_bars": 2**63 - 1000}, "purge_bars is 9223372036854774808; it must be a whole"),
+        ({"folds": 10**12, "val_share": 1e-15}, "and there are 40 windows; give fewer folds"),
+        ({"embargo_bars": 10**9}, "fold 0 has no window left in train, of 40"),
         ({"embargo_bars": 10**6}, "fold 0 has no window left in train, of 40"),
         ({"val_share": 0.001}, "fold 0 has no window left in val"),
         ({"test_share": 0.001}, "fold 0 has no window left in test"),
@@ -326,6 +331,8 @@ def test_a_split_belongs_to_its_labels_and_its_bars(tmp_path: Path, sample_bars:
     assert read_split(path, read_labels(frame, store=wide)).num_folds == 1
     changed = refusal(lambda: read_split(path, read_labels(frame, store=other)))
     assert "was made from other store than these" in changed
+    left_out = refusal(lambda: read_split(path, read_labels(frame)))
+    assert "split.json was made with the store 'a.zarr', and no store is given; give" in left_out
     relabelled = read_labels(
         frame.with_columns(expansion_end=frame["expansion_end"] + 1), store=store
     )
@@ -369,6 +376,40 @@ def test_files_that_are_no_split(tmp_path: Path, text: str, words: str) -> None:
     message = refusal(lambda: read_split(path, windows_at([0])))
     assert words in message
     assert str(path) in message
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"method": ' * 200_000])
+def test_a_file_that_is_nested_too_deeply(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(text)
+    message = refusal(lambda: read_split(path, windows_at([0])))
+    assert f"{path} is no split: its JSON is nested too deeply; make the split again" in message
+
+
+def test_what_was_found_is_shortened(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    for document in (
+        list(range(10_000)),
+        {"method": "forward-chain", "parts": "x" * 10_000},
+        {"method": "forward-chain", "parts": [{"train": "x" * 10_000}]},
+        {"method": "forward-chain", "parts": [{"train": [["x" * 10_000]]}]},
+    ):
+        path.write_text(json.dumps(document))
+        assert len(refusal(lambda: read_split(path, windows_at([0])))) < 500
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_only_the_test_part_may_be_empty(tmp_path: Path, name: str) -> None:
+    split, path = planted([]), tmp_path / "split.json"
+    emptied = edited(split, path, lambda document: document["parts"][0].update({name: []}))
+    words = f"fold 0: {name} is empty, and only test may be; make the split again"
+    assert words in refusal(lambda: read_split(emptied, leaking()))
+    part = dataclasses.replace(split.parts[0], **{name: np.array([], np.int64)})
+    path.unlink()
+    assert words in refusal(lambda: write_split(dataclasses.replace(split, parts=(part,)), path))
+    assert not path.exists()
+    tested = edited(split, path, lambda document: document["parts"][0].update(test=[]))
+    assert read_split(tested, leaking()).counts()[0]["test"] == 0
 
 
 def test_a_missing_file_and_a_missing_folder(tmp_path: Path) -> None:

@@ -83,6 +83,14 @@ class TestSplit:
         assert written["embargo_bars"] == 50
         shown = moola(*command)
         assert "purge 104, embargo 50, warm-up 20 bars" in shown.out
+        assert "ordered by: bars of the store" in shown.out
+
+    def test_it_says_where_nothing_was_purged(self, moola: Moola, tmp_path: Path) -> None:
+        task = make_contained_task(tmp_path)
+        command = ("split", "--labels", task.labels, "-o", tmp_path / "again.json")
+        told = "as given, bases together; without times nothing can be purged"
+        assert told in moola(*command).out
+        assert json.loads(moola(*command, "--json").out)["order"] == told
 
     def test_a_mistake_is_one_line(self, moola: Moola, task: Task, tmp_path: Path) -> None:
         target = tmp_path / "split.json"
