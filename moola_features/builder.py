@@ -21,7 +21,7 @@ from moola_features.errors import ConfigError, StoreError
 from moola_features.remote.building import build_remote_instrument, build_remote_universe
 from moola_features.remote.objects import is_remote, local_path
 from moola_features.remote.transfer import at_hand
-from moola_features.store import open_store
+from moola_features.store import open_store, read_attributes
 from moola_features.universe.building import build_universe
 from moola_features.universe.inputs import Input, files_of, names_files
 from moola_features.universe.sorting import symbols_of
@@ -173,9 +173,16 @@ def _build_source(near: Any, source: Any, order: Order) -> BuildReport:
         near, recipe, workers=order.workers,
         max_memory=told["max_memory"], progress=told["progress"],
     )  # fmt: skip
-    if len(job.opened.symbols) > 1 and not recipe.append:
+    onto_universe = bool(order.found) and not recipe.append and _is_universe(target)
+    symbols = job.opened.symbols
+    if (len(symbols) > 1 and not recipe.append) or (symbols and onto_universe):
         opened: Any = job.opened  # from a file or from memory: no source of one symbol
         return _build_universe(symbols_of(opened, job.settings), order, clock=job.clock)
+    if onto_universe and not recipe.force:
+        raise StoreError(
+            f"{target} holds a universe, not one instrument; pass --force to replace it, or build "
+            "into another folder"
+        )
     if is_remote(place) and order.runner is None:
         return build_remote_instrument(job, str(place), recipe, told["tell"])
     if order.found and recipe.force:
@@ -210,6 +217,14 @@ def _build_universe(given: Input, order: Order, **clock: Any) -> BuildReport:
             "apart; build without --dask, or give a file for each symbol"
         )
     return build_remote_universe(given, str(order.place), order.recipe, order.workers, **told)
+
+
+def _is_universe(target: Path) -> bool:
+    """Whether a finished universe stands there; what is damaged is told of later."""
+    try:
+        return read_attributes(target).get("kind") == "universe"
+    except StoreError:
+        return False
 
 
 def _is_up_to_date(target: Path, job: Job) -> bool:

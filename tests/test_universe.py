@@ -262,11 +262,24 @@ class TestAgain:
         mf.build(data, tmp_path / "x.zarr", force=True)
         assert list(mf.open_store(tmp_path / "x.zarr")) == list(FILES)
         message = refused(StoreError, walk(200), tmp_path / "x.zarr")
-        assert "was built from several files, not <bars>; pass --force" in message
+        assert "holds a universe, not one instrument; pass --force to replace it" in message
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "letter.txt").write_text("dear")
         assert "is no store" in refused(StoreError, data, tmp_path / "mine", force=True)
         assert tree(tmp_path / "mine") == {"letter.txt": b"dear"}
+
+    def test_a_file_of_one_symbol_takes_no_other_away(self, tmp_path):
+        """The same file, which held two the day before."""
+        both = [frame(walk(n, seed=n), symbol) for symbol, n in (("A", 300), ("B", 200))]
+        pl.concat(both).write_parquet(tmp_path / "day.parquet")
+        mf.build(tmp_path / "day.parquet", tmp_path / "u.zarr")
+        frame(walk(400, seed=300), "A").write_parquet(tmp_path / "day.parquet")
+        report = mf.build(tmp_path / "day.parquet", tmp_path / "u.zarr")
+        assert statuses(report) == {"A": "built", "B": "kept"}
+        universe = mf.open_store(tmp_path / "u.zarr")
+        assert {symbol: len(universe[symbol]) for symbol in universe} == {"A": 400, "B": 200}
+        report = mf.build(tmp_path / "day.parquet", tmp_path / "u.zarr", prune=True)
+        assert statuses(report) == {"A": "unchanged", "B": "removed"}
 
     def test_of_one_file_of_several_symbols(self, tmp_path):
         tables = [frame(walk(n, seed=n), symbol) for symbol, n in THREE.items()]

@@ -34,7 +34,7 @@ _CLAIMED = {
 }  # fmt: skip
 DECODING_BYTES = 100_000_000
 _CSV_BYTES_PER_BAR = 64
-_CSV_BLOCK_BYTES = (1 << 16, 1 << 23)
+_CSV_BLOCK_BYTES = (1 << 16, 1 << 20)
 
 # What Arrow and Polars raise on input that they cannot decode.
 _DECODING_ERRORS = (pa.ArrowException, OSError, pl.exceptions.PolarsError, UnicodeDecodeError)

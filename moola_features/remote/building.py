@@ -46,6 +46,11 @@ def build_remote_instrument(
     objects = Objects(address)
     known = _attributes(objects)
     if known is not None and not recipe.force:
+        if known.get("kind") == "universe":
+            raise StoreError(
+                f"{address} holds a universe, not one instrument; pass --force to replace it, or "
+                "build to another address"
+            )
         require_config(address, FeatureConfig.from_dict(known["config"]), recipe.config)
         told, name = known.get("input", {}), job.settings["source"]
         if told.get("source") != name:

@@ -76,7 +76,7 @@ class SortedBars:
 
 
 def symbols_of(opened: BarSource, source: dict[str, Any]) -> Input:
-    """Return the instruments of a source of several symbols, which are not told apart yet.
+    """Return the instruments of a source with a column of symbols, which are not told apart yet.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def sort_by_symbol(opened: BarSource, wanted: Mapping[str, SortedBars]) -> dict[
     Parameters
     ----------
     opened
-        The source, of several symbols.
+        The source, with a column of symbols.
     wanted
         What to write by symbol, into files that are not there yet; other symbols are read over.
 
@@ -116,7 +116,9 @@ def sort_by_symbol(opened: BarSource, wanted: Mapping[str, SortedBars]) -> dict[
     )
     refused: dict[str | None, BarsError] = {}
     counts = dict.fromkeys(wanted, 0)
-    for symbol, bars in opened.batches(refused=refused):
+    only = opened.symbols[0] if len(opened.symbols) == 1 else None  # which a source calls None
+    for name, bars in opened.batches(refused=refused):
+        symbol = only if name is None else name
         if symbol is None or symbol not in counts:
             continue
         records = np.empty((len(bars), len(FIELDS)), np.int64)
@@ -127,5 +129,6 @@ def sort_by_symbol(opened: BarSource, wanted: Mapping[str, SortedBars]) -> dict[
         counts[symbol] += len(bars)
     for symbol, found in wanted.items():
         found.num_rows = counts[symbol]
-        found.dropped = {None: opened.dropped[symbol]}
-    return {symbol: error for symbol, error in refused.items() if symbol is not None}
+        found.dropped = {None: opened.dropped[None if symbol == only else symbol]}
+    named = {only if name is None else name: error for name, error in refused.items()}
+    return {symbol: error for symbol, error in named.items() if symbol is not None}
