@@ -74,8 +74,9 @@ def focal(
     0.25
     """
     log_share = _log_probability(logits, target)
-    # 1 - p from log p by expm1: exact where p is near 1, and never below 0.
-    terms = -((-torch.expm1(log_share)) ** gamma) * log_share
+    # 1 - p from log p by expm1: exact where p is near 1. At 0 a root has no slope.
+    rest = (-torch.expm1(log_share)).clamp(min=torch.finfo(log_share.dtype).tiny)
+    terms = -(rest**gamma) * log_share
     if alpha is not None:
         terms = terms * alpha.to(terms)[target.clamp(min=0)]
     return known_mean(terms, target >= 0)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moola_features.windows import Windows
+from moola_train.errors import ConfigError
 from moola_train.heads import Head
 from moola_train.initial import start_at
 from moola_train.loaders import WindowLoader
@@ -165,6 +166,11 @@ def draw_mask(
     Tensor
         bool ``[T, B]``, True where a step is hidden.
 
+    Raises
+    ------
+    ConfigError
+        Windows that are hidden whole or not at all.
+
     Examples
     --------
     >>> mask = draw_mask("block", 0.2, (10, 3))
@@ -174,9 +180,14 @@ def draw_mask(
     length, num_windows = shape
     size = PATCH_STEPS if strategy == "patch" else 1
     num_places = -(-length // size)
+    if num_places < 2:
+        raise ConfigError(
+            f"windows of {length} steps have one place for masking {strategy!r}, and nothing in "
+            "them would be seen; give longer ones, or mask otherwise"
+        )
     uniform = torch.rand(num_places + 1, num_windows, device=device, generator=generator)
     draws, rounding = uniform[:-1], uniform[-1]
-    counts = (ratio * length / size + rounding).floor().clamp(1, max(num_places - 1, 1))  # [B]
+    counts = (ratio * num_places + rounding).floor().clamp(1, num_places - 1)  # [B]
     if strategy == "block":
         steps = torch.arange(length, device=device).unsqueeze(1)
         first = (draws[0] * (length - counts + 1)).floor()

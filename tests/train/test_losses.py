@@ -55,9 +55,10 @@ def test_focal_without_focus_is_cross_entropy() -> None:
     torch.testing.assert_close(losses.cross_entropy(logits, target), expected)
 
 
-def test_focal_of_what_is_certain_is_nothing() -> None:
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0])
+def test_focal_of_what_is_certain_is_nothing(gamma: float) -> None:
     logits = tensor([[60.0, -60.0]]).requires_grad_()
-    loss = losses.focal(logits, torch.tensor([0]))
+    loss = losses.focal(logits, torch.tensor([0]), gamma)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
     assert logits.grad is not None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moola_features.windows import Windows
 from moola_train.balance import make_balance
+from moola_train.errors import ConfigError
 from moola_train.loaders import WindowLoader
 from moola_train.loop import Loop
 from moola_train.mae import (
@@ -68,12 +69,18 @@ def noise(num_windows: int, seed: int) -> np.ndarray:
 class TestMasks:
     @pytest.mark.parametrize("strategy", MASKINGS)
     @pytest.mark.parametrize("ratio", [0.15, 0.4])
-    def test_the_share_is_the_one_asked_for(self, strategy: str, ratio: float) -> None:
-        mask = draw_mask(strategy, ratio, (105, 4_000))
+    @pytest.mark.parametrize("length", [105, 100, 106])  # of which the last patch is a short one
+    def test_the_share_is_the_one_asked_for(self, strategy: str, ratio: float, length: int) -> None:
+        mask = draw_mask(strategy, ratio, (length, 8_000))
         assert mask.dtype == torch.bool
-        assert mask.shape == (105, 4_000)
-        # Counts differ by a patch at most; their mean's error is below 7 / 105 / 2 / sqrt(4000).
+        assert mask.shape == (length, 8_000)
+        # Counts differ by a patch at most; their mean's error is below 7 / 100 / 2 / sqrt(8000).
         assert mask.float().mean().item() == pytest.approx(ratio, abs=0.003)
+
+    @pytest.mark.parametrize(("strategy", "length"), [("patch", 7), ("random", 1)])
+    def test_windows_of_one_place_are_refused(self, strategy: str, length: int) -> None:
+        with pytest.raises(ConfigError, match=f"windows of {length} steps have one place"):
+            draw_mask(strategy, 0.3, (length, 5))
 
     def test_random_masks_take_every_step_alike(self) -> None:
         mask = draw_mask("random", 0.15, (105, 4_000))
