@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import polars as pl
 
+from moola_features.bars.checks import MISSING_TIME
 from moola_features.bars.columns import BarColumns, find_columns
 from moola_features.bars.times import TimeReader
 from moola_features.config import FeatureConfig
-from moola_features.errors import StreamError
+from moola_features.errors import BarsError, StreamError
 from moola_features.files import replaced_file
 from moola_features.stream import Stream
 from moola_features.times import time_text
@@ -76,12 +78,13 @@ def follow(
     StreamError
         A line that is no bar, or a bar that contradicts itself; the lines before it are written.
     """
-    lines = csv.reader(source)
+    lines = _rows(source)
     header = next(lines, None)
     if header is None:
         raise StreamError("stdin is empty; give a header line time,open,high,low,close")
-    columns = find_columns(header, None, "stdin")
+    columns = _columns(header)
     read_time = TimeReader()
+    symbol = None
     names = stream.config.names
     if not as_json:
         sink.write(",".join(("time", "valid", *names)) + "\n")
@@ -89,7 +92,15 @@ def follow(
         for number, cells in enumerate(lines):
             if not cells:
                 continue
-            time, prices = _bar(number, dict(zip(header, cells, strict=False)), columns, read_time)
+            named = dict(zip(header, cells, strict=False))
+            if len(cells) > len(header):
+                _refuse(number, cells, f"it has {len(cells)} cells for {len(header)} columns")
+            if columns.symbol is not None:
+                # The state of one would be carried on to the other.
+                symbol = named.get(columns.symbol) if symbol is None else symbol
+                if named.get(columns.symbol) != symbol:
+                    _refuse(number, cells, f"those before are of {symbol!r}, a stream is of one")
+            time, prices = _bar(number, named, columns, read_time)
             values = stream.update(time, *prices).tolist()
             if as_json:
                 features = dict(zip(names, values, strict=True))
@@ -105,17 +116,46 @@ def follow(
                 beside.write_text(json.dumps(stream.state()), encoding="utf-8")
 
 
+def _rows(source: TextIO) -> Iterator[list[str]]:
+    lines = csv.reader(source)
+    try:
+        yield from lines
+    except csv.Error as error:
+        raise StreamError(f"stdin: line {lines.line_num}: {error}; give lines of CSV") from error
+
+
+def _columns(header: list[str]) -> BarColumns:
+    try:
+        return find_columns(header, None, "stdin")
+    except BarsError as error:
+        what = str(error).partition(";")[0]
+        raise StreamError(f"{what}; give a header line time,open,high,low,close") from error
+
+
 def _bar(
     number: int, cells: dict[str, str], columns: BarColumns, read_time: TimeReader
 ) -> tuple[int, list[float]]:
     try:
-        names = (columns.open, columns.high, columns.low, columns.close)
-        prices = [float(cells[name]) for name in names]
-        times = [pl.Series([cells[name]]) for name in columns.time]
-        time = int(read_time(times)[0])
+        prices = [
+            _number(cells[name])
+            for name in (columns.open, columns.high, columns.low, columns.close)
+        ]
+        time = int(read_time([pl.Series([cells[name]]) for name in columns.time])[0])
+        if time == MISSING_TIME:
+            raise ValueError("its time cannot be read")
     except (KeyError, ValueError) as error:
-        raise StreamError(
-            f"stdin: row {number}: {','.join(cells.values())!r} is no bar: {error}; "
-            "give time,open,high,low,close"
-        ) from error
+        _refuse(number, list(cells.values()), str(error))
     return time, prices
+
+
+def _number(text: str) -> float:
+    if "_" in text:  # which Python reads over
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
+
+
+def _refuse(number: int, cells: list[str], reason: str) -> NoReturn:
+    raise StreamError(
+        f"stdin: row {number}: {','.join(cells)!r} is no bar: {reason}; "
+        "give time,open,high,low,close"
+    )

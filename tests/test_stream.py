@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 from decimal import Decimal
@@ -15,6 +16,7 @@ import moola_features as mf
 from moola_features.bars.checks import MAX_PRICE
 from moola_features.errors import StreamError
 from moola_features.kernels.compiled import Kernel
+from moola_features.live import follow
 from tests.markets import as_bits, walk
 from tests.strategies import MINUTE_NS, START_NS, config_name, every_config
 
@@ -303,3 +305,28 @@ def test_errors_are_values(sample_bars: Any):
     """A stream's refusal is a ValueError, so that callers need not know of moola."""
     with pytest.raises(ValueError, match="is not after"):
         fed(mf.FeatureConfig(), sample_bars[:30]).update(int(sample_bars.time[3]), *GOOD)
+
+
+HEADER = "time,open,high,low,close"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"{HEADER}\n5,1,1,1,1\ngarbage,1,1,1,1\n", "row 1: 'garbage,1,1,1,1' is no bar: its time"),
+        (f"{HEADER},ticker\n5,1,1,1,1,A\n6,1,1,1,1,B\n", "those before are of 'A', a stream is of"),
+        ("time,open,high,low\n5,1,1,1\n", "no column for close; give a header line time,open,high"),
+        (f"{HEADER}\n5,1_0,10,10,10\n", "row 0: '5,1_0,10,10,10' is no bar: '1_0' is no number"),
+        (f"{HEADER}\n5,1,1,1,1,9\n", "it has 6 cells for 5 columns"),
+        (f"{HEADER}\n5,1,1,1\n", "row 0: '5,1,1,1' is no bar"),
+        (f"{HEADER}\n{'1' * 140_000},1,1,1,1\n", "line 2: field larger than field limit"),
+        ("", "stdin is empty"),
+    ],
+)
+def test_lines_that_are_no_bars_are_named(text: str, words: str) -> None:
+    stream, sink = mf.Stream(), io.StringIO()
+    with pytest.raises(StreamError, match=r"^stdin") as caught:
+        follow(stream, io.StringIO(text), sink)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sink.getvalue().count("\n") - bool(sink.getvalue()) == stream.num_bars  # those before
