@@ -252,6 +252,12 @@ class TestAgain:
         assert before["ETH/features/c/0/0"] != after["ETH/features/c/0/0"]
         assert before["NQ/features/c/0/0"] == after["NQ/features/c/0/0"]
 
+    @pytest.mark.parametrize("source", ["", " ", ["a.parquet", ""]])
+    def test_empty_text_is_not_the_current_folder(self, source, tmp_path, data, monkeypatch):
+        monkeypatch.chdir(data)
+        assert "is empty text" in refused(BarsNotFoundError, source, tmp_path / "x.zarr")
+        assert not (tmp_path / "x.zarr").exists()
+
     def test_what_is_no_universe(self, data, tmp_path):
         mf.build(walk(200), tmp_path / "x.zarr")
         message = refused(StoreError, data, tmp_path / "x.zarr")

@@ -55,7 +55,16 @@ class Input:
 
 
 def names_files(source: Any) -> bool:
-    """Whether a source stands for any number of files: a list of paths, a folder, a pattern."""
+    """Whether a source stands for any number of files: a list of paths, a folder, a pattern.
+
+    Raises
+    ------
+    BarsNotFoundError
+        Empty text, which a path would take for the current folder.
+    """
+    given = source if isinstance(source, list | tuple) else [source]
+    if any(isinstance(one, str) and not one.strip() for one in given):
+        raise BarsNotFoundError("a path of bars is empty text; name a file, a folder or a pattern")
     if isinstance(source, list | tuple):
         return bool(source) and all(isinstance(one, str | Path) for one in source)
     if not isinstance(source, str | Path):
