@@ -24,7 +24,7 @@ from moola_features.errors import ConfigError, MoolaError, OutputError, WindowEr
 from moola_features.files import replaced_folder
 from moola_features.splits import DEFAULT_SHARES, split_windows
 from moola_features.store import Store, open_store, read_json
-from moola_features.store.layout import CHUNK_BARS
+from moola_features.store.layout import CHUNK_BARS, require_outside
 from moola_features.times import time_text
 from moola_features.versions import versions
 from moola_features.windows import Windows, valid_starts
@@ -132,7 +132,8 @@ def export_store(
     WindowError
         A length or stride below 1, or a length that no segment has.
     OutputError
-        A folder that is not empty and not to be replaced; a full disk; no permission.
+        A folder that is inside a store, or not empty and not to be replaced; a full disk; no
+        permission.
 
     Examples
     --------
@@ -150,6 +151,7 @@ def export_store(
     if not windows and (per_split or not bars):
         asked = "per_split" if per_split else "bars = False"
         raise ConfigError(f"windows = False and {asked} leave nothing to write; drop one of them")
+    require_outside(target)
     _require_replaceable(target, force=force)
     export = _Export(opened, progress)
     if windows:

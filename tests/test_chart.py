@@ -350,6 +350,14 @@ def test_missing_folder_is_refused(store: mf.Store, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_place_inside_a_store_is_refused(store: mf.Store, tmp_path: Path) -> None:
+    (tmp_path / "door").symlink_to(store.path)
+    for place in (store.path / "wave.html", tmp_path / "door" / "features" / "wave.png"):
+        with pytest.raises(OutputError, match=r"is inside the store .* next build would delete it"):
+            write_chart(store, place, bars=20)
+        assert not place.exists()
+
+
 def test_neither_file_is_replaced_when_one_cannot_be(store: mf.Store, tmp_path: Path) -> None:
     (tmp_path / "wave.html").write_text("older")
     (tmp_path / "wave.png").mkdir()

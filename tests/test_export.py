@@ -311,6 +311,12 @@ def test_memory_does_not_grow_with_the_export(
 # --- errors ----------------------------------------------------------------------------------
 
 
+def test_a_place_inside_a_store_is_refused(store: mf.Store) -> None:
+    with pytest.raises(OutputError, match=r"is inside the store .*choose another folder"):
+        export_store(store, store.path / "plain")
+    assert not (store.path / "plain").exists()
+
+
 def test_an_earlier_export_is_replaced_only_by_force(store: mf.Store, tmp_path: Path) -> None:
     folder = tmp_path / "plain"
     folder.mkdir()

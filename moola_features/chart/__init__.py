@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from moola_features.errors import ConfigError, MoolaError
 from moola_features.files import replaced_file
+from moola_features.store.layout import require_outside
 
 if TYPE_CHECKING:
     from moola_features.store import Store
@@ -75,6 +76,7 @@ def write_chart(
     suffix = target.suffix.lower()
     if suffix not in (".html", ".png"):
         raise ConfigError(f"path is {str(path)!r}; give a name that ends in .html or .png")
+    require_outside(target)
     with _needed_packages():
         from moola_features.chart.image import draw_image
         from moola_features.chart.scene import make_scene

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+from moola_features.errors import OutputError
 
 FORMAT = "moola"
 FORMAT_VERSION = 1
@@ -75,3 +78,19 @@ def group_name(symbol: str) -> str:
     name = quote(symbol, safe="")
     taken = name[:1] in {".", "_"} or name == METADATA
     return f"%{ord(name[0]):02X}{name[1:]}" if taken else name
+
+
+def require_outside(target: Path) -> None:
+    """Refuse to write into a store, of which the next build would leave nothing else.
+
+    Raises
+    ------
+    OutputError
+        A target that is in a store, or in a group of one.
+    """
+    for folder in Path(os.path.realpath(target)).parents:
+        if (folder / METADATA).exists():
+            raise OutputError(
+                f"{target} is inside the store {folder}, and the next build would delete it; "
+                "choose another folder"
+            )
