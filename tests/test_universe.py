@@ -226,6 +226,28 @@ class TestAgain:
         assert list(mf.open_store(tmp_path / "u.zarr")) == ["BTC", "NQ"]
         assert names_in(tmp_path / "u.zarr") == ["BTC", "NQ", "zarr.json"]
 
+    @pytest.mark.parametrize("damage", [shutil.rmtree, lambda x: (x / "zarr.json").unlink()])
+    def test_a_store_that_is_gone(self, damage, data, tmp_path):
+        mf.build(data, tmp_path / "u.zarr")
+        damage(tmp_path / "u.zarr" / "ETH")
+        before = tree(tmp_path / "u.zarr")
+        write(walk(200), data / "NQ.parquet")
+        others = [data / "BTC.parquet", data / "NQ.parquet"]
+        message = refused(StoreError, others, tmp_path / "u.zarr")
+        assert message.startswith(f"{tmp_path}/u.zarr lists ETH, whose store cannot be kept: ")
+        assert message.endswith("; give its input, or pass --prune to remove it")
+        assert tree(tmp_path / "u.zarr") == before
+        assert names_in(tmp_path) == ["data", "u.zarr"]
+        # Given again, it is built; one whose bars fail as well is not there any more.
+        shutil.copytree(tmp_path / "u.zarr", tmp_path / "v.zarr")
+        assert statuses(mf.build(data, tmp_path / "v.zarr"))["ETH"] == "built"
+        shutil.copytree(tmp_path / "u.zarr", tmp_path / "w.zarr")
+        assert statuses(mf.build(others, tmp_path / "w.zarr", prune=True))["ETH"] == "removed"
+        (data / "ETH.parquet").write_bytes(b"junk")
+        assert statuses(mf.build(data, tmp_path / "u.zarr"))["ETH"] == "failed"
+        for name in ("u.zarr", "w.zarr"):
+            assert list(mf.open_store(tmp_path / name, check=True)) == ["BTC", "NQ"]
+
     def test_another_configuration(self, data, tmp_path):
         mf.build(data, tmp_path / "u.zarr")
         before = tree(tmp_path / "u.zarr")

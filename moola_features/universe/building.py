@@ -32,7 +32,7 @@ from moola_features.building.outcomes import (
 from moola_features.building.recipe import Recipe
 from moola_features.building.report import BuildReport, Clock, Progress
 from moola_features.config import FeatureConfig
-from moola_features.errors import BarsError, StoreError
+from moola_features.errors import BarsError, MoolaError, StoreError
 from moola_features.files import clear_folder, link_tree, replaced_folder
 from moola_features.store import read_attributes, require_config
 from moola_features.store.layout import group_name, num_chunks
@@ -167,6 +167,7 @@ def build_universe(
     found = identity(target)
     symbols = {member.symbol for member in given.members}
     standing = _standing(target, symbols, recipe, prune=prune)
+    standing = _still_there(target, standing, symbols, prune=prune)
     missing = [symbol for symbol in standing if symbol not in symbols]
     predicted = 0
     if runner is None:
@@ -271,6 +272,33 @@ def standing_in(
             )
         return {}
     return groups
+
+
+def _still_there(
+    target: Path, standing: dict[str, str], given: set[str], *, prune: bool
+) -> dict[str, str]:
+    """Those that stand whose stores can be read; one that is lost must be given or pruned.
+
+    Raises
+    ------
+    StoreError
+        An instrument that is to be kept, of which nothing is there that could be.
+    """
+    found = {}
+    for symbol, group in standing.items():
+        try:
+            read_attributes(target / group)
+        except MoolaError as error:
+            if symbol in given:
+                continue  # built anew
+            if not prune:
+                told = str(error).split(";")[0]
+                raise StoreError(
+                    f"{target} lists {symbol}, whose store cannot be kept: {told}; give its "
+                    "input, or pass --prune to remove it"
+                ) from error
+        found[symbol] = group
+    return found
 
 
 def _unchanged(
