@@ -226,6 +226,15 @@ class TestAgain:
         assert list(mf.open_store(tmp_path / "u.zarr")) == ["BTC", "NQ"]
         assert names_in(tmp_path / "u.zarr") == ["BTC", "NQ", "zarr.json"]
 
+    @pytest.mark.parametrize("name", ["features/c/0/0", "valid/zarr.json", "segments/c/0/0"])
+    def test_a_damaged_store_is_built_anew(self, name, data, tmp_path):
+        mf.build(data, tmp_path / "u.zarr")
+        before = tree(tmp_path / "u.zarr")
+        os.truncate(tmp_path / "u.zarr" / "ETH" / name, 8)
+        report = mf.build(data, tmp_path / "u.zarr")
+        assert statuses(report) == {"BTC": "unchanged", "ETH": "built", "NQ": "unchanged"}
+        assert tree(tmp_path / "u.zarr") == before
+
     @pytest.mark.parametrize("damage", [shutil.rmtree, lambda x: (x / "zarr.json").unlink()])
     def test_a_store_that_is_gone(self, damage, data, tmp_path):
         mf.build(data, tmp_path / "u.zarr")

@@ -25,7 +25,7 @@ from moola_features.files import link_tree
 from moola_features.remote.objects import Objects
 from moola_features.remote.store import remote_attributes
 from moola_features.remote.transfer import at_hand, publish
-from moola_features.store import read_attributes
+from moola_features.store import Store, read_attributes
 from moola_features.store.checksums import require_intact
 from moola_features.store.layout import group_name
 from moola_features.universe.inputs import Member
@@ -81,7 +81,7 @@ def is_made(work: Work, member: Member, *, check_files: bool = False) -> bool:
         The instrument; where its bars cannot be opened the answer is no.
     check_files
         Whether the store's files must have their checksums: it may have been finished before a
-        power cut, and not flushed.
+        power cut, and not flushed. Those on this machine must have their sizes in any case.
     """
     group = work.folder / group_name(member.symbol)
     objects = work.objects(member)
@@ -96,6 +96,8 @@ def is_made(work: Work, member: Member, *, check_files: bool = False) -> bool:
                 and all(known.get(key) == value for key, value in asked.items())
                 and known["sha256"] == opened.sha256()
             )
+        if same and objects is None:
+            Store(group, attributes)
         if same and check_files:
             require_intact(group, attributes, len(attributes["features"]))
     except (MoolaError, OSError, KeyError, TypeError):
