@@ -274,6 +274,32 @@ class TestAgain:
         mf.build(data, tmp_path / "v.zarr", other)
         assert tree(tmp_path / "u.zarr") == tree(tmp_path / "v.zarr")
 
+    def test_bars_that_fail_with_another_configuration(self, data, tmp_path):
+        mf.build(data, tmp_path / "u.zarr")
+        before = tree(tmp_path / "u.zarr")
+        write(walk(50), data / "ETH.parquet")
+        other = mf.FeatureConfig(k=3)
+        message = refused(StoreError, data, tmp_path / "u.zarr", other, force=True)
+        few = "50 bars, fewer than one window of 105; give more bars or a smaller window_length"
+        assert message == (
+            f"{tmp_path}/u.zarr stays as it is: of its instruments, 1 cannot be built with the new "
+            f"configuration, such as ETH (ETH.parquet [ETH]: {few}); mend their bars, or pass "
+            "--prune to remove them"
+        )
+        assert tree(tmp_path / "u.zarr") == before
+        # What was finished is taken over; a new instrument that fails takes nothing away.
+        write(walk(411, seed=1), data / "ETH.parquet")
+        write(walk(50), data / "NEW.parquet")
+        shutil.copytree(tmp_path / "u.zarr", tmp_path / "v.zarr")
+        report = mf.build(data, tmp_path / "u.zarr", other, force=True)
+        assert Counter(statuses(report).values()) == {"built": 3, "failed": 1}
+        assert report.num_resumed == 2
+        assert names_in(tmp_path) == ["data", "u.zarr", "v.zarr"]
+        write(walk(50), data / "ETH.parquet")
+        report = mf.build(data, tmp_path / "v.zarr", other, force=True, prune=True)
+        assert details(report)["ETH"].endswith("; its store, of another configuration, is removed")
+        assert list(mf.open_store(tmp_path / "v.zarr", other)) == ["BTC", "NQ"]
+
     def test_force_builds_all_and_keeps_the_rest(self, data, tmp_path):
         mf.build(data, tmp_path / "u.zarr")
         before = inodes(tmp_path / "u.zarr")

@@ -19,8 +19,9 @@ class Outcome:
         The instrument.
     status
         ``"built"``; ``"unchanged"``, its store was already what was asked for; ``"failed"``, its
-        bars will not do, and if there was an earlier store of it that stays; ``"kept"``, it is
-        there, but its input was not given; ``"removed"``, such a one that was to be pruned.
+        bars will not do, and if there was an earlier store of it that stays, unless it is of
+        another configuration and was to be pruned; ``"kept"``, it is there, but its input was
+        not given; ``"removed"``, such a one that was to be pruned.
     detail
         What is wrong with it, "" where nothing is.
     seconds

@@ -7,6 +7,7 @@ change are linked, not copied; those that a build which was cut off had finished
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -169,6 +170,7 @@ def build_universe(
     standing = _standing(target, symbols, recipe, prune=prune)
     standing = _still_there(target, standing, symbols, prune=prune)
     missing = [symbol for symbol in standing if symbol not in symbols]
+    outdated = _outdated(target, recipe)
     predicted = 0
     if runner is None:
         workers, predicted = fit(given, recipe, workers, max_memory, tell)
@@ -195,7 +197,9 @@ def build_universe(
                 if build.outcomes[symbol].status != REMOVED and not group.exists():
                     group.mkdir()
                     link_tree(target / group.name, group)
-            _finish(build, standing)
+            left = symbols_left(build, standing)
+            _give_up(build, outdated, prune=prune)
+            _finish(build, left)
         clock.spread(time.perf_counter() - began, [x.seconds for x in build.outcomes.values()])
         began = time.perf_counter()
     clock.seconds["write"] += time.perf_counter() - began
@@ -274,6 +278,18 @@ def standing_in(
     return groups
 
 
+def _outdated(target: Path, recipe: Recipe) -> set[str]:
+    """Instruments that stand in another configuration, which cannot stay beside the new ones."""
+    try:
+        attributes = read_attributes(target)
+    except MoolaError:
+        return set()  # nothing there, or nothing in it that can be told
+    groups = attributes.get("instruments")
+    if not isinstance(groups, dict) or attributes.get("config") == recipe.config.to_dict():
+        return set()
+    return {symbol for symbol, group in groups.items() if (target / group).exists()}
+
+
 def _still_there(
     target: Path, standing: dict[str, str], given: set[str], *, prune: bool
 ) -> dict[str, str]:
@@ -325,9 +341,26 @@ def _kept_for_the_next(folder: Path, changed: list[Member]) -> Iterator[None]:
         raise
 
 
-def _finish(build: Build, standing: dict[str, str]) -> None:
+def _give_up(build: Build, outdated: set[str], *, prune: bool) -> None:
+    """Say which stores are lost with the old configuration; without ``prune`` none may be."""
+    lost = [
+        build.outcomes[symbol]
+        for symbol in sorted(outdated & build.outcomes.keys())
+        if build.outcomes[symbol].status == FAILED
+    ]
+    if lost and not prune:
+        raise StoreError(
+            f"{build.target} stays as it is: of its instruments, {len(lost)} cannot be built with "
+            f"the new configuration, such as {lost[0].symbol} ({lost[0].detail}); mend their bars, "
+            "or pass --prune to remove them"
+        )
+    for one in lost:
+        detail = f"{one.detail}; its store, of another configuration, is removed"
+        build.outcomes[one.symbol] = dataclasses.replace(one, detail=detail)
+
+
+def _finish(build: Build, symbols: list[str]) -> None:
     """Leave nothing but the instruments, and write what says which they are."""
-    symbols = symbols_left(build, standing)
     clear_folder(build.folder, keep={group_name(symbol) for symbol in symbols})
     source = build.given.source
     write_universe(build.folder, symbols, universe_attributes(build.recipe.config, source))
