@@ -164,6 +164,31 @@ class TestBad:
         assert statuses(report) == {"BTC": "unchanged", "ETH": "failed", "NQ": "unchanged"}
         assert tree(tmp_path / "u.zarr") == before
 
+    @pytest.mark.parametrize("form", ["files", "file"])
+    def test_a_name_that_no_folder_can_have(self, form, tmp_path):
+        longest, too_long = 27 * "金" + "ab", 27 * "金" + "abc"
+        series = {longest: walk(200), too_long: walk(300), "B": walk(150)}
+        (tmp_path / "data").mkdir()
+        if form == "files":
+            for symbol, bars in series.items():
+                write(bars, tmp_path / "data" / f"{symbol}.parquet")
+        else:
+            table = pl.concat([frame(bars, symbol) for symbol, bars in series.items()])
+            table.write_parquet(tmp_path / "data" / "all.parquet")
+        source = tmp_path / "data" if form == "files" else tmp_path / "data" / "all.parquet"
+        calls: list[tuple[int, int | None]] = []
+        report = mf.build(
+            source, tmp_path / "u.zarr", progress=lambda done, total: calls.append((done, total))
+        )
+        assert statuses(report) == {"B": "built", longest: "built", too_long: "failed"}
+        assert details(report)[too_long] == (
+            f"symbol '{too_long}' makes a folder's name of 246 bytes, percent-quoted; give it a "
+            "shorter one, of 245 at most"
+        )
+        assert calls == [(n, 3) for n in range(1, 4)]
+        assert_store_holds(mf.open_store(tmp_path / "u.zarr")[longest], walk(200), CONFIG)
+        assert statuses(mf.build(source, tmp_path / "u.zarr"))[longest] == "unchanged"
+
     def test_one_symbol_of_a_file(self, tmp_path):
         tables = [frame(walk(n, seed=n), symbol) for symbol, n in THREE.items()]
         table = pl.concat(tables).sort("time", "symbol")

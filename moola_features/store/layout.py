@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from moola_features.errors import OutputError
+from moola_features.errors import BarsError, OutputError
 
 FORMAT = "moola"
 FORMAT_VERSION = 1
 METADATA = "zarr.json"
 CHUNK_BARS = 65_536  # rows of a chunk file: whole pages for every array, so that it maps
 
-
+_NAME_BYTES = 255 - len("..building")  # of a file system's name, and a build's beside it
 _ITEM_BYTES = {"float32": 4, "int64": 8, "bool": 1, "float64": 8}
 
 
@@ -74,10 +74,21 @@ def group_name(symbol: str) -> str:
     --------
     >>> group_name("BTC/USD")
     'BTC%2FUSD'
+
+    Raises
+    ------
+    BarsError
+        A name that is longer than a file system takes.
     """
     name = quote(symbol, safe="")
     taken = name[:1] in {".", "_"} or name == METADATA
-    return f"%{ord(name[0]):02X}{name[1:]}" if taken else name
+    name = f"%{ord(name[0]):02X}{name[1:]}" if taken else name
+    if len(name) > _NAME_BYTES:
+        raise BarsError(
+            f"symbol {symbol!r} makes a folder's name of {len(name)} bytes, percent-quoted; give "
+            f"it a shorter one, of {_NAME_BYTES} at most"
+        )
+    return name
 
 
 def require_outside(target: Path) -> None:

@@ -82,6 +82,7 @@ class Build:
 
     def run(self, members: list[Member], workers: int) -> None:
         """Build instruments, but those that an earlier attempt has finished."""
+        members = [member for member in members if self._can_be_named(member.symbol)]
         each = max(1, workers // max(len(members), 1))
         work = Work(self.recipe, self.folder, self.target, each, self.address)
         begun = [m for m in members if (self.folder / group_name(m.symbol)).exists()]
@@ -97,6 +98,15 @@ class Build:
         rest = [member for member in members if member.symbol not in finished]
         for outcome in self.runner.build(work, self._told_apart(rest)):
             self.tell(outcome)
+
+    def _can_be_named(self, symbol: str) -> bool:
+        """Whether a folder can bear a symbol's name, or say so of the one that cannot have it."""
+        try:
+            group_name(symbol)
+        except BarsError as error:
+            self.tell(Outcome(symbol, FAILED, str(error)))
+            return False
+        return True
 
     def _told_apart(self, members: list[Member]) -> list[Member]:
         """Sort the bars of one source by symbol, where all come from one."""
@@ -328,7 +338,10 @@ def _unchanged(
 @contextlib.contextmanager
 def _kept_for_the_next(folder: Path, changed: list[Member]) -> Iterator[None]:
     """Clear a folder of all but what is finished of some instruments; again if it is left early."""
-    groups = {group_name(member.symbol) for member in changed}
+    groups = set()
+    for member in changed:
+        with contextlib.suppress(BarsError):  # of a name that is too long; told when it is built
+            groups.add(group_name(member.symbol))
     keep = groups | {f".{group}.building" for group in groups}
     clear_folder(folder, keep)
     try:
