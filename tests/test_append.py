@@ -420,6 +420,42 @@ class TestUniverse:
         message = refused(StoreError, walk(500)[450:], target, append=True)
         assert "holds several instruments, but <bars> names none; give bars with a" in message
 
+    def test_bars_of_one_that_will_not_do(self, tmp_path):
+        target = tmp_path / "u.zarr"
+        lengths = {"A": 300, "B": CHUNK + 300, "C": 350, "D": 400}
+        bars = {name: walk(3 * CHUNK, seed=ord(name), gaps=[200]) for name in lengths}
+        parts = {name: frame(bars[name][:n], name) for name, n in lengths.items()}
+        mf.build(pl.concat(parts.values()), target, CONFIG)
+        before = tree(target)
+        bad = frame(bars["B"], "B")
+        nan = pl.when(pl.int_range(pl.len()) == 3 * CHUNK - 9).then(float("nan"))
+        parts["B"] = bad.with_columns(close=nan.otherwise("close"))  # behind finished chunks
+        parts["C"] = frame(walk(500, seed=1), "C")
+        few, both = frame(walk(50), "FEW"), [parts["B"], parts["C"]]
+        message = refused(BarsError, pl.concat([few, *both]), target, append=True)
+        assert message.startswith("nothing of 3 instruments can be appended; the first: ")
+        assert tree(target) == before
+        grown = [frame(bars["A"][:500], "A"), frame(bars["A"][:200], "NEW")]
+        report = mf.build(pl.concat([few, *both, *grown]), target, append=True)
+        assert report.num_appended == 200 + 200
+        assert {one.symbol: one.status for one in report.outcomes} == {
+            "A": "built", "B": "failed", "C": "failed", "D": "kept", "FEW": "failed",
+            "NEW": "built",
+        }  # fmt: skip
+        details = {one.symbol: one.detail for one in report.outcomes if one.detail}
+        assert "close is nan" in details["B"]
+        assert details["C"].startswith("<polars frame> [C]: bar 200 (")
+        assert details["FEW"].startswith("<polars frame> [FEW]: 50 bars, fewer than one window")
+        universe = mf.open_store(target, check=True)
+        assert sorted(universe) == ["A", "B", "C", "D", "NEW"]
+        assert_store_holds(universe["A"], bars["A"][:500], CONFIG)
+        assert_store_holds(universe["NEW"], bars["A"][:200], CONFIG)
+        after = tree(target)
+        kept = {name for name in before if name.startswith(("B/", "C/", "D/"))}
+        assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+        assert names_in(target) == ["A", "B", "C", "D", "NEW", "zarr.json"]
+        assert names_in(tmp_path) == ["u.zarr"]
+
     def test_contradictions_name_the_symbol(self, tmp_path):
         target = tmp_path / "u.zarr"
         mf.build(self.table(A=300, B=400), target, CONFIG)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from moola_features.bars.sources import BarSource
 from moola_features.building.instruments import GrowingInstruments
 from moola_features.building.job import Job
+from moola_features.building.outcomes import FAILED, Outcome
 from moola_features.building.report import BuildReport
 from moola_features.config import FeatureConfig
-from moola_features.errors import StoreError
+from moola_features.errors import BarsError, StoreError
 from moola_features.files import replaced_folder
 from moola_features.store import (
     Store,
@@ -42,29 +44,52 @@ def append(job: Job, target: Path, *, durable: bool = True) -> BuildReport:
     Raises
     ------
     BarsError
-        Bars that contradict what is stored.
+        Bars that contradict what is stored, or too few for an instrument that is new; where
+        others of a universe can go on, they do, and the report tells what is wrong with these.
     StoreError
         A store that is damaged, was made by another moola, or is of other instruments.
     """
+    refused: dict[str | None, BarsError] = {}
     try:
         with replaced_folder(target, durable=durable) as folder:
             # Opened behind the lock: nobody replaces it from here on.
             opened = open_store(target, job.config)
             _require_this_moola(opened)
             single = len(job.opened.symbols) < 2
+            batches = None
+            if isinstance(opened, Universe) and isinstance(job.opened, BarSource) and not single:
+                batches = job.opened.batches(refused=refused)
             with job.crew() as crew:
                 instruments = GrowingInstruments(
                     folder, opened, job.config, job.opened.symbols, job.opened.description,
                     in_rows=single and job.settings["on_bad_bars"] == "error", crew=crew,
+                    refused=None if batches is None else refused,
                 )  # fmt: skip
-                job.run(instruments)
+                job.run(instruments, batches)
+            if refused and not instruments.num_new:
+                raise _first_of(refused)
             if not instruments.num_new:
                 raise _NothingNewError
             began = time.perf_counter()
     except _NothingNewError:
         return job.report(target)
     job.clock.seconds["write"] += time.perf_counter() - began
-    return job.report(target, instruments, num_appended=instruments.num_new)
+    outcomes = {name: Outcome(name, status) for name, status in instruments.statuses().items()}
+    told = {str(name): str(error) for name, error in refused.items()}
+    outcomes |= {name: Outcome(name, FAILED, detail) for name, detail in told.items()}
+    return job.report(
+        target, instruments,
+        num_appended=instruments.num_new,
+        outcomes=tuple(outcomes[name] for name in sorted(outcomes)) if refused else (),
+    )  # fmt: skip
+
+
+def _first_of(refused: dict[str | None, BarsError]) -> BarsError:
+    """What to say where nothing new will do."""
+    first = next(iter(refused.values()))
+    if len(refused) == 1:
+        return first
+    return BarsError(f"nothing of {len(refused)} instruments can be appended; the first: {first}")
 
 
 def config_of(target: Path, config: FeatureConfig | None) -> FeatureConfig:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,10 +12,11 @@ from moola_features.bars import Bars
 from moola_features.building.crew import Crew
 from moola_features.building.instrument import Instrument
 from moola_features.building.journal import Journal
+from moola_features.building.outcomes import BUILT, KEPT, UNCHANGED
 from moola_features.building.overlap import Overlap
 from moola_features.building.tally import require_last_chunk, tally_of
 from moola_features.config import FeatureConfig
-from moola_features.errors import StoreError
+from moola_features.errors import BarsError, StoreError
 from moola_features.files import clear_folder, link_tree
 from moola_features.store import Store, Universe
 from moola_features.store.layout import METADATA, bar_arrays, group_name
@@ -119,6 +123,9 @@ class GrowingInstruments:
         Whether each bar is a row of the source, so that messages can name rows.
     crew
         Runs the tasks.
+    refused
+        Gets what is wrong with the bars of a symbol, which is then left as it stands; without it
+        that is raised.
 
     Raises
     ------
@@ -136,8 +143,10 @@ class GrowingInstruments:
         *,
         in_rows: bool,
         crew: Crew,
+        refused: dict[str | None, BarsError] | None = None,
     ) -> None:
         self.crew = crew
+        self._refused = refused
         self._folder = folder
         self._opened = opened
         self._config = config
@@ -152,6 +161,10 @@ class GrowingInstruments:
     def add(self, symbol: str | None, bars: Bars) -> None:
         """Take the next bars of a symbol, None for the only one."""
         name = self._only_symbol if symbol is None else symbol
+        with self._refusing(name):
+            self._add(name, symbol, bars)
+
+    def _add(self, name: str | None, symbol: str | None, bars: Bars) -> None:
         store = self._store(name)
         if store is not None:
             if name not in self._overlaps:
@@ -169,14 +182,12 @@ class GrowingInstruments:
         """Let the rest be computed, and write what stands beside the chunks."""
         if self._only_symbol is not None:
             dropped = {self._only_symbol: dropped[None]}
-        for name, instrument in self._under_way.items():
-            store = self._store(name)
-            if store is None or self._overlaps[name].from_the_start:
-                instrument.finish(source, dropped[name])
-                continue
-            told = {**source, "num_bars": self._overlaps[name].num_new}
-            lost = _merged(store.attributes["dropped"], dropped[name])
-            instrument.finish(_appended(store.attributes["input"], told), lost)
+        for name in [name for name in self._under_way if name not in (self._refused or {})]:
+            with self._refusing(name):
+                self._finish(name, source, dropped[name])
+        self.crew.drain()
+        for name in self._refused or ():
+            self._undo(name)
         if isinstance(self._opened, Universe) and self._under_way:
             self._finish_universe(source, dropped)
 
@@ -190,6 +201,44 @@ class GrowingInstruments:
         begun = [name for name in self._under_way if self._store(name) is None]
         num_begun = sum(self._under_way[name].num_bars for name in begun)
         return num_begun + sum(overlap.num_new for overlap in self._overlaps.values())
+
+    def statuses(self) -> dict[str, str]:
+        """What came of each instrument, but of those that were refused."""
+        known = self._opened if isinstance(self._opened, Universe) else ()
+        names = [name for name in (*known, *self._under_way) if name is not None]
+        told = {name: UNCHANGED if name in self._overlaps else KEPT for name in names}
+        return told | {name: BUILT for name in self._under_way if name is not None}
+
+    @contextlib.contextmanager
+    def _refusing(self, name: str | None) -> Iterator[None]:
+        """Note what is wrong with the bars of a symbol, where that is not raised."""
+        try:
+            yield
+        except BarsError as error:
+            if self._refused is None:
+                raise
+            self._refused[name] = error
+
+    def _finish(self, name: str | None, source: Told, dropped: Told) -> None:
+        store, instrument = self._store(name), self._under_way[name]
+        if store is None or self._overlaps[name].from_the_start:
+            instrument.finish(source, dropped)
+            return
+        told = {**source, "num_bars": self._overlaps[name].num_new}
+        lost = _merged(store.attributes["dropped"], dropped)
+        instrument.finish(_appended(store.attributes["input"], told), lost)
+
+    def _undo(self, name: str | None) -> None:
+        """Bring an instrument back to how it stands; no task of it runs any more."""
+        self._overlaps.pop(name, None)
+        if self._under_way.pop(name, None) is None:
+            return
+        store = self._store(name)
+        place = group_name(str(name)) if store is None else store.path.name
+        shutil.rmtree(self._folder / place)
+        if store is not None:
+            (self._folder / place).mkdir()
+            link_tree(store.path, self._folder / place)
 
     def _store(self, name: str | None) -> Store | None:
         if isinstance(self._opened, Store):

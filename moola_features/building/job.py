@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from moola_features import spec
+from moola_features.bars import Bars
 from moola_features.building.crew import Crew
 from moola_features.building.instruments import Instruments
 from moola_features.building.memory import allot, peak_bytes
-from moola_features.building.outcomes import COUNTS
+from moola_features.building.outcomes import COUNTS, Outcome
 from moola_features.building.recipe import Recipe, Source, name_of
 from moola_features.building.report import BuildReport, Clock, Progress
 from moola_features.config import FeatureConfig
@@ -98,12 +99,22 @@ class Job:
         """Start the threads."""
         return Crew(self.workers, len(spec.columns(self.config)))
 
-    def run(self, instruments: Instruments) -> None:
-        """Read everything, let it be computed and written, and finish."""
+    def run(
+        self, instruments: Instruments, batches: Iterator[tuple[str | None, Bars]] | None = None
+    ) -> None:
+        """Read everything, let it be computed and written, and finish.
+
+        Parameters
+        ----------
+        instruments
+            They take the bars.
+        batches
+            All bars of the source; as it yields them by itself when None.
+        """
         crew, clock, opened = instruments.crew, self.clock, self.opened
         with ThreadPoolExecutor(1) as background:
             digest = background.submit(opened.sha256)
-            batches = opened.batches()
+            batches = opened.batches() if batches is None else batches
             while True:
                 with clock.measure("read"):
                     symbol, bars = next(batches, (None, None))
@@ -124,7 +135,12 @@ class Job:
         clock.seconds["write"] -= share * crew.waited
 
     def report(
-        self, target: Path, instruments: Instruments | None = None, *, num_appended: int = 0
+        self,
+        target: Path,
+        instruments: Instruments | None = None,
+        *,
+        num_appended: int = 0,
+        outcomes: tuple[Outcome, ...] = (),
     ) -> BuildReport:
         """Say what was done, or, without instruments, that nothing had to be."""
         done: dict[str, Any] = {"up_to_date": True}
@@ -132,7 +148,8 @@ class Job:
             counts = {name: instruments.count(name) for name in COUNTS}
             done = {
                 "workers": self.workers, "predicted_bytes": self.predicted_bytes,
-                "peak_bytes": peak_bytes(), "num_appended": num_appended, **counts,
+                "peak_bytes": peak_bytes(), "num_appended": num_appended,
+                "outcomes": outcomes, **counts,
             }  # fmt: skip
         return BuildReport(target, summarise(target), self.clock.report(), **done)
 
