@@ -162,6 +162,44 @@ def test_a_universe(tmp_path):
     assert (checks["A: checksums"].passed, checks["B: checksums"].passed) == (True, False)
 
 
+def test_what_a_universe_lists(tmp_path):
+    table = pl.concat([frame(walk(300), "A"), frame(walk(400, seed=2), "B")])
+    path = mf.build(table, tmp_path / "u.zarr").path
+
+    def swap(attributes):
+        attributes["instruments"] = {"A": "B", "B": "A"}
+
+    edit_attributes(path, swap)
+    assert refusal(path).startswith(f"{path}: attributes are not what was written: CRC-32 is ")
+    universe = mf.open_store(path)
+    for opened in (lambda: universe["A"], universe.windows, lambda: mf.verify(path)):
+        with pytest.raises(StoreError) as caught:
+            opened()
+        assert str(caught.value) == (
+            f"{path}/B holds B, but {path} lists it as A; restore both from a copy, or rebuild "
+            "with --force"
+        )
+    edit_attributes(path, lambda attributes: attributes.update(instruments={"A": "A"}))
+    check = by_name(mf.verify(path))["instruments"]
+    assert (check.passed, "attributes are not what was written" in check.detail) == (False, True)
+    # As an older moola made it.
+    edit_attributes(path, lambda attributes: attributes.pop("checksums"))
+    assert list(mf.open_store(path, check=True)) == ["A"]
+    assert by_name(mf.verify(path))["instruments"].passed is None
+
+
+def test_an_instrument_of_another_configuration(tmp_path):
+    table = pl.concat([frame(walk(300), "A"), frame(walk(400, seed=2), "B")])
+    path = mf.build(table, tmp_path / "u.zarr").path
+    other = mf.build(table, tmp_path / "v.zarr", mf.FeatureConfig(k=2)).path
+    shutil.rmtree(path / "B")
+    shutil.copytree(other / "B", path / "B")
+    universe = mf.open_store(path)
+    assert len(universe["A"]) == 300
+    with pytest.raises(StoreError, match="B is of another configuration than "):
+        universe["B"]
+
+
 def test_as_text():
     values = [0, 1, 2**31, 2**32 - 1]
     assert from_text(as_text(values)) == values

@@ -171,8 +171,8 @@ def test_a_universe_is_verified_store_by_store(universe: Path, universe_file: Pa
     assert verification.passed
     names = [*CHECKS, *INPUT_CHECKS]
     assert [check.name for check in verification.checks] == [
-        f"{symbol}: {name}" for symbol in ("NQ", "ES") for name in names
-    ]
+        "instruments", *(f"{symbol}: {name}" for symbol in ("NQ", "ES") for name in names)
+    ]  # fmt: skip
     assert verification.columns[0].name == "NQ: open_norm"
     assert verification.columns[-1].name == "ES: expansion_proxy"
     counts = {name: check.numbers for name, check in by_name(verification).items()}

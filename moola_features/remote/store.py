@@ -190,9 +190,11 @@ class RemoteUniverse(Instruments[RemoteStore]):
         self._objects = objects
         self._cache = cache
 
-    def _open(self, group: str) -> RemoteStore:
-        objects = self._objects.below(group)
-        return RemoteStore(objects, remote_attributes(objects), self._cache)
+    def _open(self, symbol: str) -> RemoteStore:
+        objects = self._objects.below(self._groups[symbol])
+        store = RemoteStore(objects, remote_attributes(objects), self._cache)
+        self._require_ours(symbol, store.path, store.attributes)
+        return store
 
     def windows(
         self,

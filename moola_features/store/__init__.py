@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from moola_features.config import FeatureConfig
 from moola_features.errors import MoolaError, StoreError, StoreNotFoundError
 from moola_features.remote.objects import is_remote, local_path
-from moola_features.store.checksums import require_intact
+from moola_features.store.checksums import has_checksums, require_attributes, require_intact
 from moola_features.store.instruments import Instruments
 from moola_features.store.layout import (
     FORMAT,
@@ -216,11 +216,16 @@ class Universe(Instruments[Store]):
 
     path: Path
 
-    def _open(self, group: str) -> Store:
-        opened = open_store(self.path / group)
+    def open_afresh(self, symbol: str) -> Store:
+        """Open an instrument's store, and do not keep it: its mappings go with whoever has it."""
+        opened = open_store(self.folder_of(symbol))
         if not isinstance(opened, Store):
             raise StoreError(f"{opened.path} is a universe inside a universe; {_REBUILD}")
+        self._require_ours(symbol, opened.path, opened.attributes)
         return opened
+
+    def _open(self, symbol: str) -> Store:
+        return self.open_afresh(symbol)
 
     def windows(
         self,
@@ -299,6 +304,8 @@ def _open(folder: Path, check: bool) -> Store | Universe:
             require_intact(folder, attributes, len(store.names))
         return store
     universe = Universe(folder, attributes)
+    if check and has_checksums(attributes):  # moola 0.1.0 wrote none for universes
+        require_attributes(folder, attributes)
     for store in universe.values() if check else ():
         require_intact(store.path, store.attributes, len(store.names))
     return universe

@@ -86,17 +86,29 @@ def require_intact(folder: Path, attributes: Mapping[str, Any], num_columns: int
             "rebuild it with --force"
         )
     known: Mapping[str, Any] = attributes["checksums"]
-    if known.get("attributes") != of_attributes(attributes):
-        raise StoreError(
-            f"{folder}: attributes are not what was written: CRC-32 is "
-            f"{of_attributes(attributes)}, not {known.get('attributes')}; {_REBUILD}"
-        )
+    require_attributes(folder, attributes)
     files = list(_expected(folder, known, num_columns, num_chunks(int(attributes["num_bars"]))))
     with ThreadPoolExecutor(thread_name_prefix="moola-check") as threads:
         for fault in threads.map(_fault, files):
             if fault:
                 raise StoreError(fault)
     return len(files)
+
+
+def require_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
+    """Compare the checksum of a group's attributes, which must have one.
+
+    Raises
+    ------
+    StoreError
+        Attributes that are not what was written.
+    """
+    known, found = attributes["checksums"].get("attributes"), of_attributes(attributes)
+    if known != found:
+        raise StoreError(
+            f"{folder}: attributes are not what was written: CRC-32 is {found}, not {known}; "
+            f"{_REBUILD}"
+        )
 
 
 def has_checksums(attributes: Mapping[str, Any]) -> bool:

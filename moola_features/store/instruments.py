@@ -41,8 +41,23 @@ class Instruments(Mapping[str, _Store]):
         self._opened: dict[str, _Store] = {}
 
     @abstractmethod
-    def _open(self, group: str) -> _Store:
-        """Open the store of a group."""
+    def _open(self, symbol: str) -> _Store:
+        """Open the store of an instrument, which must be the one that the universe tells of."""
+
+    def _require_ours(self, symbol: str, path: Any, attributes: dict[str, Any]) -> None:
+        """Refuse the store of another instrument, or of another configuration than the others."""
+        found = attributes.get("symbol", symbol)
+        if found != symbol:
+            raise StoreError(
+                f"{path} holds {found}, but {self.path} lists it as {symbol}; restore both from a "
+                "copy, or rebuild with --force"
+            )
+        config = self.attributes.get("config", attributes["config"])
+        if attributes["config"] != config:
+            raise StoreError(
+                f"{path} is of another configuration than {self.path}, which was rebuilt "
+                "meanwhile, or is damaged; open it again, or rebuild it with --force"
+            )
 
     @abstractmethod
     def windows(
@@ -83,7 +98,7 @@ class Instruments(Mapping[str, _Store]):
                 + (f" and {more:,} more" if more > 0 else "")
             )
         if symbol not in self._opened:
-            self._opened[symbol] = self._open(self._groups[symbol])
+            self._opened[symbol] = self._open(symbol)
         return self._opened[symbol]
 
     def __iter__(self) -> Iterator[str]:

@@ -177,7 +177,8 @@ def rewrite_attributes(folder: Path, attributes: dict[str, Any], news: dict[str,
 def write_universe(folder: Path, symbols: list[str], attributes: dict[str, Any]) -> None:
     """Write the group above the groups of several instruments."""
     groups = {symbol: group_name(symbol) for symbol in symbols}
-    write_group(folder, {"kind": "universe", "instruments": groups, **attributes})
+    known = {"algorithm": checksums.ALGORITHM}  # of its attributes, it has no files of values
+    write_group(folder, {"kind": "universe", "instruments": groups, **attributes}, known)
 
 
 def _bytes_of(values: NDArray[Any]) -> memoryview:

@@ -238,7 +238,7 @@ def index_universe(
         num_mapped = 0
         root = _Root(universe.path)
         for symbol in chosen:
-            store = _open(universe, symbol)
+            store = universe.open_afresh(symbol)  # its mappings go when they are not needed
             num_mapped += num_chunks(len(store))
             mapped = num_mapped <= MAX_MAPPED_FILES
             folder = universe.folder_of(symbol).name
@@ -320,13 +320,3 @@ class ChunkFiles:
                 f"{self._root.path / path} is cut short; rebuild the store with --force"
             )
         return data
-
-
-def _open(universe: Universe, symbol: str) -> Any:
-    """Open a store of a universe that nobody keeps: its mappings go when they are not needed."""
-    from moola_features.store import Store, open_store
-
-    opened = open_store(universe.folder_of(symbol))
-    if not isinstance(opened, Store):
-        raise StoreError(f"{opened.path} is a universe inside a universe; rebuild it with --force")
-    return opened

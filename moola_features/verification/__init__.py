@@ -13,7 +13,7 @@ from moola_features.bars.checks import ON_BAD_BARS
 from moola_features.bars.sources import BarSource, open_source
 from moola_features.errors import StoreError
 from moola_features.store import Store, Universe, open_store
-from moola_features.store.checksums import has_checksums, require_intact
+from moola_features.store.checksums import has_checksums, require_attributes, require_intact
 from moola_features.verification.agreement import Agreement, compare_bars
 from moola_features.verification.laws import Differences, check_local, check_scale
 from moola_features.verification.sweep import ColumnValues, Sweep, first_difference
@@ -134,6 +134,8 @@ def verify(
     source = None if against is None else _open_like(stores, against, column_map)
     advance = _advancer(stores, progress, num_passes=1 if source is None else 2)
     checks: dict[str | None, list[Check]] = {}
+    if isinstance(opened, Universe):
+        checks[None] = [_listed(opened)]
     columns: list[ColumnValues] = []
     for symbol, store in stores.items():
         rng = np.random.default_rng(seed)
@@ -159,6 +161,18 @@ def _by_symbol(opened: Store | Universe) -> dict[str | None, Store]:
     if isinstance(opened, Store):
         return {opened.attributes.get("symbol"): opened}
     return dict(opened.items())
+
+
+def _listed(universe: Universe) -> Check:
+    """Check that what a universe says of itself is what was written."""
+    words = f"{len(universe):,} instruments are listed as was written"
+    if not has_checksums(universe.attributes):
+        return Check("instruments", None, "the universe tells no checksum, an older moola's", {})
+    try:
+        require_attributes(universe.path, universe.attributes)
+    except StoreError as error:
+        return _check("instruments", str(error), "")
+    return _check("instruments", "", words, num_instruments=len(universe))
 
 
 def _intact(store: Store) -> Check:
