@@ -518,6 +518,52 @@ class TestRefresh:
             store.refresh()
         assert_store_holds(store, walk(300), CONFIG)
 
+    def test_a_universe_is_of_one_build(self, tmp_path):
+        target = tmp_path / "u.zarr"
+        table = pl.concat([frame(walk(300, seed=seed), name) for seed, name in enumerate("ABC")])
+        mf.build(table, target, CONFIG)
+        universe = mf.open_store(target)
+        held, windows = universe["A"], universe.windows()
+        assert universe.refresh() is False
+        mf.build(frame(walk(400), "D"), target, append=True)
+        message = (
+            f"{target} was rebuilt since it was opened, so its B is not opened beside others of "
+            "before; call refresh(), or open it again"
+        )
+        for opened in (lambda: universe["B"], lambda: universe.windows(symbols=["B"])):
+            with pytest.raises(StoreError) as caught:
+                opened()
+            assert str(caught.value) == message
+        assert universe["A"] is held
+        assert universe.refresh() is True
+        assert universe.refresh() is False
+        assert list(universe) == ["A", "B", "C", "D"]
+        assert_store_holds(universe["B"], walk(300, seed=1), CONFIG)
+        assert_store_holds(held, walk(300, seed=0), CONFIG)
+        assert windows.gather([0, -1]).shape == (2, 105, 11)
+
+    def test_a_universe_of_another_configuration_or_kind(self, tmp_path):
+        target = tmp_path / "u.zarr"
+        table = pl.concat([frame(walk(300, seed=seed), name) for seed, name in enumerate("AB")])
+        mf.build(table, target, CONFIG)
+        universe = mf.open_store(target)
+        held = universe["A"]
+        mf.build(table, target, mf.FeatureConfig(k=2), force=True)
+        with pytest.raises(StoreError, match="so its B is not opened beside others"):
+            universe["B"]
+        with pytest.raises(StoreError, match=r"was built with k = 2\.0, not 1\.2"):
+            universe.refresh()
+        mf.build(table.filter(symbol="A"), tmp_path / "x.zarr", CONFIG)
+        shutil.rmtree(target)
+        with pytest.raises(StoreNotFoundError):
+            universe["B"]
+        with pytest.raises(StoreNotFoundError):
+            universe.refresh()
+        (tmp_path / "x.zarr").rename(target)
+        with pytest.raises(StoreError, match="holds one instrument now; open it anew"):
+            universe.refresh()
+        assert universe["A"] is held
+
     def test_readers_see_old_or_new(self, bars, tmp_path):
         """One that opens anew, one that refreshes and one that does neither, all the while."""
         target = tmp_path / "x.zarr"

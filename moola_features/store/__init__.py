@@ -209,6 +209,9 @@ class Store:
 class Universe(Instruments[Store]):
     """Several instruments' stores under one folder, by symbol; each is opened when asked for.
 
+    All of them are of one build. When the universe was rebuilt meanwhile, stores that are open
+    serve on, and one that is not is refused until :meth:`refresh`.
+
     Examples
     --------
     ``open_store("universe.zarr")["ETHUSD"]`` is a :class:`Store`.
@@ -216,13 +219,71 @@ class Universe(Instruments[Store]):
 
     path: Path
 
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        super().__init__(path, attributes)
+        self._build = _build_of(path)
+
     def open_afresh(self, symbol: str) -> Store:
         """Open an instrument's store, and do not keep it: its mappings go with whoever has it."""
-        opened = open_store(self.folder_of(symbol))
-        if not isinstance(opened, Store):
-            raise StoreError(f"{opened.path} is a universe inside a universe; {_REBUILD}")
-        self._require_ours(symbol, opened.path, opened.attributes)
+        try:
+            opened = open_store(self.folder_of(symbol))
+            if not isinstance(opened, Store):
+                raise StoreError(f"{opened.path} is a universe inside a universe; {_REBUILD}")
+            self._require_ours(symbol, opened.path, opened.attributes)
+        except MoolaError:
+            self._require_same_build(symbol)  # which tells why, if it is of another one
+            raise
+        self._require_same_build(symbol)
         return opened
+
+    def refresh(self) -> bool:
+        """Go over to what stands at the path now: instruments may have grown, come or gone.
+
+        Stores, arrays and windows that were taken before keep serving what they did.
+
+        Returns
+        -------
+        bool
+            Whether the universe was built again since.
+
+        Raises
+        ------
+        StoreNotFoundError, StoreError
+            As for :func:`open_store`; also a universe of another configuration, whose columns
+            mean something else. This one stays as before.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import moola_features as mf
+        >>> import polars as pl
+        >>> bars = mf.synthesise(400).bars
+        >>> fields = ("time", "open", "high", "low", "close")
+        >>> table = pl.DataFrame({name: getattr(bars, name) for name in fields})
+        >>> nq, es = (table.with_columns(symbol=pl.lit(symbol)) for symbol in ("NQ", "ES"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = mf.build(pl.concat([nq[:300], es]), f"{folder}/u.zarr").path
+        ...     universe = mf.open_store(path)
+        ...     report = mf.build(nq, path, append=True)
+        ...     universe.refresh(), len(universe["NQ"]), universe.refresh()
+        (True, 400, False)
+        """
+        if _build_of(self.path) == self._build:
+            return False
+        fresh = open_store(self.path)
+        if not isinstance(fresh, Universe):
+            raise StoreError(f"{self.path} holds one instrument now; open it anew")
+        known, found = (FeatureConfig.from_dict(x.attributes["config"]) for x in (self, fresh))
+        require_config(fresh.path, found, known)
+        vars(self).update(vars(fresh))
+        return True
+
+    def _require_same_build(self, symbol: str) -> None:
+        if _build_of(self.path) not in (None, self._build):
+            raise StoreError(
+                f"{self.path} was rebuilt since it was opened, so its {symbol} is not opened "
+                "beside others of before; call refresh(), or open it again"
+            )
 
     def _open(self, symbol: str) -> Store:
         return self.open_afresh(symbol)
@@ -279,11 +340,7 @@ def open_store(
     if is_remote(place):
         return _open_remote(str(place), config)
     folder = Path(place)
-    opened = undisturbed(folder, lambda: _open(folder, check))
-    if config is not None:
-        for store in opened.values() if isinstance(opened, Universe) else [opened]:
-            require_config(store.path, store.config, config)
-    return opened
+    return undisturbed(folder, lambda: _open(folder, config, check))
 
 
 def _open_remote(address: str, config: FeatureConfig | None) -> Any:
@@ -296,19 +353,29 @@ def _open_remote(address: str, config: FeatureConfig | None) -> Any:
     return opened
 
 
-def _open(folder: Path, check: bool) -> Store | Universe:
+def _open(folder: Path, config: FeatureConfig | None, check: bool) -> Store | Universe:
     attributes = read_attributes(folder)
-    if attributes.get("kind") != "universe":
-        store = Store(folder, attributes)
-        if check:
-            require_intact(folder, attributes, len(store.names))
-        return store
-    universe = Universe(folder, attributes)
-    if check and has_checksums(attributes):  # moola 0.1.0 wrote none for universes
+    is_universe = attributes.get("kind") == "universe"
+    opened = Universe(folder, attributes) if is_universe else Store(folder, attributes)
+    if isinstance(opened, Universe) and check and has_checksums(attributes):  # older ones have none
         require_attributes(folder, attributes)
-    for store in universe.values() if check else ():
-        require_intact(store.path, store.attributes, len(store.names))
-    return universe
+    if config is None and not check:
+        return opened
+    for store in opened.values() if isinstance(opened, Universe) else [opened]:
+        if check:
+            require_intact(store.path, store.attributes, len(store.names))
+        if config is not None:
+            require_config(store.path, store.config, config)
+    return opened
+
+
+def _build_of(folder: Path) -> tuple[int, int, int] | None:
+    """What tells one build of a universe from the next: each writes its metadata anew."""
+    try:
+        status = (folder / METADATA).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def cuts(bounds: NDArray[np.int64], num_bars: int) -> bool:

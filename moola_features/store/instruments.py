@@ -101,6 +101,9 @@ class Instruments(Mapping[str, _Store]):
             self._opened[symbol] = self._open(symbol)
         return self._opened[symbol]
 
+    def __contains__(self, symbol: object) -> bool:
+        return symbol in self._groups  # Mapping's own would open the store
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._groups)
 
