@@ -21,6 +21,7 @@ from moola_train.errors import RunError
 CONFIG, ENVIRONMENT, DATA = "config.toml", "environment.json", "data.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 LATEST, BEST, WEIGHTS = "latest.pt", "best.pt", "weights.safetensors"
+OWN_FILES = (CONFIG, ENVIRONMENT, DATA, METRICS, SUMMARY, LATEST, BEST, WEIGHTS)
 PATHS = "paths"  # what data.json calls where files lay; a copy of one is as good
 
 

@@ -144,7 +144,7 @@ def write_encoder(path: str | Path, model: Model, card: EncoderCard) -> EncoderC
     content = save(kept)
     card = dataclasses.replace(card, weights_sha256=hashlib.sha256(content).hexdigest())
     # The card last: cut off in between, a new weights file and an old card do not match.
-    for file, data in ((target, content), (_card_path(target), card.text().encode())):
+    for file, data in ((target, content), (card_path(target), card.text().encode())):
         with replaced_file(file) as beside:
             beside.write_bytes(data)
     return card
@@ -176,10 +176,10 @@ def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], EncoderCard]:
             f"encoder {source} is no safetensors file ({error}); give one that "
             "`moola-train pretrain` wrote"
         ) from error
-    card = EncoderCard.read(_card_path(source))
+    card = EncoderCard.read(card_path(source))
     if hashlib.sha256(content).hexdigest() != card.weights_sha256:
         raise CheckpointError(
-            f"encoder {source} is not the file that its card {_card_path(source).name} belongs "
+            f"encoder {source} is not the file that its card {card_path(source).name} belongs "
             "to; keep the two together, or pretrain again"
         )
     return tensors, card
@@ -310,5 +310,6 @@ def encoder_path(path: str | Path) -> Path:
     return target
 
 
-def _card_path(weights: Path) -> Path:
+def card_path(weights: Path) -> Path:
+    """Where the card of an encoder file is: ``NAME.json`` beside ``NAME.safetensors``."""
     return weights.with_suffix(".json")

@@ -9,7 +9,9 @@ from moola_features.files import require_folder
 from moola_train.errors import ConfigError
 
 
-def require_output(output: Path, suffixes: tuple[str, ...], **inputs: Path | None) -> None:
+def require_output(
+    output: Path, suffixes: tuple[str, ...], *, called: str = "output", **inputs: Path | None
+) -> None:
     """Refuse an output before anything is read or computed for it.
 
     Parameters
@@ -18,6 +20,8 @@ def require_output(output: Path, suffixes: tuple[str, ...], **inputs: Path | Non
         The file to write.
     suffixes
         Of which it must have one; messages name the first.
+    called
+        What messages call the file.
     inputs
         What the command reads, by the names that a user knows; None for what was left out.
 
@@ -29,18 +33,18 @@ def require_output(output: Path, suffixes: tuple[str, ...], **inputs: Path | Non
         A folder that is missing.
     """
     if output.suffix.lower() not in suffixes:
-        raise ConfigError(f"output is {str(output)!r}; give a name that ends in {suffixes[0]}")
+        raise ConfigError(f"{called} is {str(output)!r}; give a name that ends in {suffixes[0]}")
     place = Path(os.path.realpath(output))
     for name, path in inputs.items():
         if path is None:
             continue
         if place == Path(os.path.realpath(path)) or _are_one_file(place, path):
             raise ConfigError(
-                f"output is {str(output)!r}, which is read as the {name}; choose another name"
+                f"{called} is {str(output)!r}, which is read as the {name}; choose another name"
             )
         if any(_are_one_file(folder, path) for folder in place.parents):
             raise ConfigError(
-                f"output is {str(output)!r}, inside the {name} {path}; choose another folder"
+                f"{called} is {str(output)!r}, inside the {name} {path}; choose another folder"
             )
     require_folder(place.parent, output)
 

@@ -10,7 +10,9 @@ import click
 from moola_features.command import command, json_option
 from moola_features.terminal import print_json, print_table
 from moola_train.commands.options import PATH, config_of, open_one, run_options, setting_options
+from moola_train.commands.outputs import require_output
 from moola_train.commands.running import exit_if_stopped, print_outcome, running
+from moola_train.errors import ConfigError
 from moola_train.pretrain_config import OBJECTIVES, PretrainConfig
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def pretrain(
     from moola_train.pretrain import TrainingPeriod
     from moola_train.pretrain import pretrain as pretrain_encoder
 
+    _require_encoder(output, run_path, store=store, labels=labels, split=split_path, config=config)
     opened = open_one(store)
     assert opened is not None
     period = None
@@ -69,6 +72,22 @@ def pretrain(
     if world.writes:
         print_json(found.to_dict()) if as_json else _print_pretrain(found)
     exit_if_stopped(found.outcome)
+
+
+def _require_encoder(output: Path, run_path: Path, **inputs: Path | None) -> None:
+    """Refuse an encoder file that, or whose card, would lie over what is read or of the run."""
+    from moola_train.runs import OWN_FILES
+    from moola_train.transfer import card_path, encoder_path
+
+    card = card_path(encoder_path(output))
+    require_output(output, (".safetensors",), called="output", **inputs)
+    require_output(card, (".json",), called="the card beside the output", **inputs)
+    for file in (output, card):
+        if file.name in OWN_FILES and file.parent.resolve() == run_path.resolve():
+            raise ConfigError(
+                f"output is {str(output)!r}, but {str(file)!r} is a file of the run itself; choose "
+                "another name"
+            )
 
 
 def _print_pretrain(report: PretrainReport) -> None:

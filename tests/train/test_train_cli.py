@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,10 @@ def one_line(done: Outcome, code: int, *parts: str) -> None:
     for part in parts:
         assert part in last, last
     assert done.out == ""
+
+
+def everything_below(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class TestModels:
@@ -328,6 +333,34 @@ class TestPretrain:
         done = moola(*pretrain_of(task, "-o", "e.safetensors", *flags))
         one_line(done, code, *parts)
         assert not (tmp_path / "e.safetensors").exists()
+
+    @pytest.mark.parametrize(
+        ("output", "parts"),
+        [
+            ("split.safetensors", ("card beside the output", "split.json", "read as the split")),
+            ("labels.safetensors", ("card beside the output", "read as the labels")),
+            ("bars.zarr/e.safetensors", ("inside the store", "choose another folder")),
+            ("run/data.safetensors", ("data.json", "file of the run itself")),
+            ("run/weights.safetensors", ("file of the run itself", "choose another name")),
+        ],
+    )
+    def test_nothing_that_is_read_is_written_over(
+        self, moola: Moola, task: Task, tmp_path: Path, output: str, parts: tuple[str, ...]
+    ) -> None:
+        store = tmp_path / "bars.zarr"
+        assert task.store is not None
+        shutil.copytree(task.store.path, store)
+        split, labels = tmp_path / "split.json", tmp_path / "labels.json"
+        shutil.copy(task.split, split)
+        shutil.copy(task.labels, labels)
+        (tmp_path / "run").mkdir()
+        before = everything_below(tmp_path)
+        done = moola(
+            "pretrain", store, *PRETRAIN, "--labels", labels, "--split", split,
+            "-o", tmp_path / output, "--run-folder", tmp_path / "run",
+        )  # fmt: skip
+        one_line(done, 2, *parts)
+        assert everything_below(tmp_path) == before
 
     def test_an_encoder_of_another_size_names_both_shapes(
         self, moola: Moola, task: Task, tmp_path: Path
