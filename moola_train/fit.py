@@ -151,7 +151,8 @@ def fit(
     moved, encoder_sha256 = None, None
     if encoder is not None:
         moved, encoder_sha256 = _transfer(model, encoder, columns, labels)
-    run = RunFolder(run_path, writes=world.writes)
+    read_from = None if store is None else store.path
+    run = RunFolder(run_path, store=read_from, writes=world.writes)
     data = RunData(
         labels_sha256=labels.sha256(),
         split_sha256=split.sha256(),

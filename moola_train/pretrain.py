@@ -197,7 +197,7 @@ def pretrain(
         log_sigmas=config.loss.balance == "kendall", **kind.model_settings,
     )  # fmt: skip
     objective.initialise(model)
-    run = RunFolder(run_path, writes=world.writes)
+    run = RunFolder(run_path, store=store.path, writes=world.writes)
     data = {**_fingerprint(store, parts), **period.data}
     done = train(
         model, objective, loaders, run, config,

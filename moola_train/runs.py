@@ -32,13 +32,26 @@ class RunFolder:
     ----------
     path
         Made if its parent is there.
+    store
+        What the run reads; its folder must not be written into.
     writes
         False in every process but the first of a distributed run: then nothing is written.
+
+    Raises
+    ------
+    RunError
+        No path, or one in the store.
+    OutputError
+        A parent that is missing.
     """
 
-    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+    def __init__(self, path: str | Path, *, store: Path | None = None, writes: bool = True) -> None:
+        if not str(path):
+            raise RunError("the run folder is ''; name one, such as runs/first")
         self.path = Path(path)
         self.writes = writes
+        if store is not None:
+            _require_outside(self.path, store)
         if writes:
             require_folder(self.path.absolute().parent, self.path)
             self.path.mkdir(exist_ok=True)
@@ -103,6 +116,17 @@ class RunFolder:
         """Drop all but the first lines of metrics.jsonl: a resumed run logs the others again."""
         kept = [json.dumps(record) for record in itertools.islice(self.records(), count)]
         self.write_text(METRICS, "".join(f"{line}\n" for line in kept))
+
+
+def _require_outside(path: Path, store: Path) -> None:
+    # By what the system says: a link or another spelling leads to the same folder.
+    place = path.resolve()
+    for folder in (place, *place.parents):
+        if folder.exists() and folder.samefile(store):
+            raise RunError(
+                f"the run folder {path} is, or lies in, the store {store} that is read; name "
+                "another folder"
+            )
 
 
 # What may differ between a run and its resumption: how long it goes on and how it is watched.

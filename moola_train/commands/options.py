@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 
 
+class _RunPath(click.Path):
+    """A folder that has a name: an empty one would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("it is empty; name a folder, such as runs/first", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def run_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add what says where a run is kept and whether it goes on."""
     resume = click.option(
@@ -26,7 +35,7 @@ def run_options(function: Callable[..., None]) -> Callable[..., None]:
     folder = click.option(
         "--run-folder",
         "run_path",
-        type=PATH,
+        type=_RunPath(path_type=Path),
         default="run",
         show_default=True,
         help="Folder of the run.",

@@ -73,6 +73,11 @@ def test_no_parent(tmp_path: Path) -> None:
         RunFolder(tmp_path / "none" / "run")
 
 
+def test_no_path() -> None:
+    with pytest.raises(RunError, match="run folder is ''; name one"):
+        RunFolder("")
+
+
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run", writes=False)
     run.begin(RunConfig(), DATA_OF, resume=False)

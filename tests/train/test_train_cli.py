@@ -195,6 +195,7 @@ class TestFit:
             (("--encoder", "none.safetensors"), 1, ("encoder none.safetensors", "pretrain")),
             (("--encoder", "none.pt"), 1, ("encoder none.pt", ".safetensors")),
             (("--set", "loop.watch=luck"), 1, ("loop.watch is 'luck'", "choose one of loss")),
+            (("--run-folder", ""), 2, ("--run-folder", "empty", "name a folder")),
         ],
     )
     def test_a_mistake_is_one_line(
@@ -227,6 +228,23 @@ class TestFit:
         small = ("--run-folder", tmp_path / "small", "--batch-size", 2)
         again = moola(*fit_of(task, *small, "--epochs", 1))
         assert again.code == 0, again.err
+
+    @pytest.mark.parametrize("command", ["fit", "pretrain"])
+    @pytest.mark.parametrize("place", ["", "run", "link"])
+    def test_the_store_is_no_place_for_a_run(
+        self, moola: Moola, task: Task, tmp_path: Path, command: str, place: str
+    ) -> None:
+        assert task.store is not None
+        (tmp_path / "link").symlink_to(task.store.path)
+        folder = tmp_path / "link" if place == "link" else task.store.path / place
+        before = everything_below(task.store.path)
+        if command == "fit":
+            done = moola(*fit_of(task, "--run-folder", folder))
+        else:
+            target = tmp_path / "e.safetensors"
+            done = moola(*pretrain_of(task, "-o", target, "--run-folder", folder))
+        one_line(done, 1, "run folder", "the store", "name another folder")
+        assert everything_below(task.store.path) == before
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be had")
     def test_no_gpu_is_said(self, moola: Moola, task: Task, tmp_path: Path) -> None:
