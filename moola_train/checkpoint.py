@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -37,8 +38,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     OutputError
         A full disk, no permission.
     """
+    # Not straight into the file: PyTorch makes a RuntimeError without a reason of a full disk.
+    buffer = io.BytesIO()
+    torch.save({"version": VERSION, **state}, buffer)
     with replaced_file(path) as beside:
-        torch.save({"version": VERSION, **state}, beside)
+        beside.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

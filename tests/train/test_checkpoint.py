@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from moola_features.errors import OutputError
 from moola_train.checkpoint import load_checkpoint, require_same_model, save_checkpoint
 from moola_train.errors import CheckpointError
 
@@ -36,6 +38,19 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(found["model"]["weight"].view(torch.int32), weight.view(torch.int32))
     assert found["list"][1] == (1, 2.5, None)
     assert found["text"] == "Bär"
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "a.pt", STATE)
+    real = uuid.uuid4()
+    monkeypatch.setattr(uuid, "uuid4", lambda: real)
+    # What is written beside goes to a device that is always full.
+    (tmp_path / f".{real.hex[:8]}-a.pt").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="no space left on device; free some space"):
+        save_checkpoint(tmp_path / "a.pt", {"list": [torch.zeros(10_000)]})
+    assert load_checkpoint(tmp_path / "a.pt")["text"] == "Bär"
     assert os.listdir(tmp_path) == ["a.pt"]
 
 
