@@ -18,7 +18,6 @@ from moola_features.files import replaced_file
 from moola_features.spec import Column
 from moola_features.windows import Windows
 from moola_train.balance import make_balance
-from moola_train.checkpoint import load_checkpoint
 from moola_train.config import DataConfig, RunConfig
 from moola_train.distributed import ALONE, World
 from moola_train.errors import ConfigError
@@ -28,7 +27,7 @@ from moola_train.memory import enough
 from moola_train.models import Model, build
 from moola_train.objectives import Objective
 from moola_train.order import BLOCK_ITEMS, BatchOrder, shuffle_block
-from moola_train.runs import BEST, WEIGHTS, RunFolder
+from moola_train.runs import WEIGHTS, RunFolder
 from moola_train.table import Targets, choose_placement, compact, num_bytes, stacked
 
 VALIDATION_BATCH = 256
@@ -243,7 +242,8 @@ def train(
     Raises
     ------
     TrainError
-        A folder that holds another run, or a run that cannot go on; the message says which.
+        A folder that holds another run, a run that cannot go on, or best weights that are gone;
+        the message says which.
     """
     with enough(f"moving the model to {device}", "choose a smaller preset, or --device cpu"):
         num_parameters = model.to(device).num_parameters  # before any of them is frozen
@@ -258,18 +258,9 @@ def train(
         loop.resume()
     outcome = loop.run()
     if run.writes:
-        load_best(model, run)
+        loop.load_best()
     parts = {name: loader.order.num_items for name, loader in loaders.items()}
     return RunReport(run.path, outcome, num_parameters, parts)
-
-
-def load_best(model: Model, run: RunFolder) -> bool:
-    """Load the weights of the best validation into a model; False if there was none yet."""
-    path = run.file(BEST)
-    if not path.exists():
-        return False
-    model.load_state_dict(load_checkpoint(path)["model"])
-    return True
 
 
 def write_weights(model: Model, run: RunFolder) -> None:

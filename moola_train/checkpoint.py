@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moola_features.files import replaced_file
 from moola_train.errors import CheckpointError
@@ -100,4 +101,34 @@ def require_same_model(state: Mapping[str, Any], wanted: Mapping[str, Any], path
             raise CheckpointError(
                 f"{path} is of a model with {name} = {saved.get(name)!r}, not {value!r}; give the "
                 "settings that it was trained with, or name another run folder"
+            )
+
+
+def require_same_shapes(found: object, wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are not, by name and shape, those of the model.
+
+    Parameters
+    ----------
+    found
+        What a checkpoint holds as the model's weights.
+    wanted
+        The model's own.
+    path
+        Where the checkpoint was read, for the message.
+
+    Raises
+    ------
+    CheckpointError
+        The first tensor that differs.
+    """
+    tensors = found if isinstance(found, dict) else {}
+    for name in (*wanted, *tensors):
+        shapes = [
+            list(part[name].shape) if isinstance(part.get(name), Tensor) else None
+            for part in (tensors, wanted)
+        ]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                f"{path}: {name} is {shapes[0]} there and {shapes[1]} in the model; put the run's "
+                "own file back, or train again in another run folder"
             )

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,12 @@ from torch import Tensor
 
 from moola_features.spec import Column
 from moola_train.balance import Balance
-from moola_train.checkpoint import load_checkpoint, require_same_model, save_checkpoint
+from moola_train.checkpoint import (
+    load_checkpoint,
+    require_same_model,
+    require_same_shapes,
+    save_checkpoint,
+)
 from moola_train.config import RunConfig
 from moola_train.devices import deterministic_or_refused
 from moola_train.distributed import any_process, together
@@ -117,15 +123,15 @@ class Loop:
         Raises
         ------
         CheckpointError
-            One that cannot be read, or that is of another model, order or data.
+            One that cannot be read, or that is of another model, order or data; or the best
+            validation's weights are gone.
         """
         path = self._run.file(LATEST)
         if not path.exists():
             self._run.keep_records(0)  # what was logged before the first checkpoint comes again
             return False
         state = load_checkpoint(path, self._device)
-        preset, settings = self._config.model.preset, dataclasses.asdict(self.model.settings)
-        require_same_model(state, {"preset": preset, **settings}, path)
+        self._require_own_model(state, path)
         try:
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
@@ -135,8 +141,38 @@ class Loop:
             raise CheckpointError(
                 f"{path} does not fit this run: {first}; name another run folder"
             ) from error
+        if self._progress.best:
+            self._best_weights()  # now, rather than after hours
         self._run.keep_records(self._progress.num_records)
         return True
+
+    def load_best(self) -> None:
+        """Load the weights of the best validation, if there was one.
+
+        Raises
+        ------
+        CheckpointError
+            They are gone, cannot be read, or are of another model.
+        """
+        if self._progress.best:
+            self.model.load_state_dict(self._best_weights())
+
+    def _best_weights(self) -> dict[str, Tensor]:
+        path, epoch = self._run.file(BEST), self._progress.best["epoch"]
+        if not path.exists():
+            raise CheckpointError(
+                f"{path} is missing, the weights of the best validation, in epoch {epoch}; put it "
+                "back, or train again in another run folder"
+            )
+        state = load_checkpoint(path)
+        self._require_own_model(state, path)
+        weights = state.get("model")
+        require_same_shapes(weights, self.model.state_dict(), path)
+        return dict(weights or {})
+
+    def _require_own_model(self, state: Mapping[str, Any], path: Path) -> None:
+        preset, settings = self._config.model.preset, dataclasses.asdict(self.model.settings)
+        require_same_model(state, {"preset": preset, **settings}, path)
 
     def run(self) -> Outcome:
         """Train until the epochs are over, validation has stopped improving, or time is up."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import torch
 
 from moola_train.checkpoint import load_checkpoint, save_checkpoint
 from moola_train.errors import CheckpointError
-from moola_train.runs import LATEST, METRICS
+from moola_train.outcome import Progress
+from moola_train.runs import BEST, LATEST, METRICS
 from tests.train.loops import EVERYTHING, STEPS_PER_EPOCH, config_of, loop_of, model_of
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +177,68 @@ def test_no_checkpoint_starts_anew_and_forgets_what_was_logged(tmp_path: Path) -
     loop._run.log({"step": 5, "part": "train"})
     assert not loop.resume()
     assert records(tmp_path / "run") == []
+
+
+class TestBest:
+    """The weights that a run ends with are those of its best validation, or it says why not."""
+
+    CONFIG = config_of(**{"loop.epochs": 2})
+
+    def refused(self, path: Path) -> str:
+        messages = []
+        loop = loop_of(path, self.CONFIG)
+        loop._progress = Progress(**load_checkpoint(path / LATEST)["progress"])
+        for read in (loop.load_best, loop_of(path, self.CONFIG).resume):
+            with pytest.raises(CheckpointError) as raised:
+                read()
+            messages.append(str(raised.value))
+        assert messages[0] == messages[1]
+        assert "\n" not in messages[0]
+        assert str(path / BEST) in messages[0]
+        assert "another run folder" in messages[0]
+        return messages[0]
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        assert loop_of(tmp_path / "run", self.CONFIG).run().best
+        return tmp_path / "run"
+
+    def test_it_is_loaded(self, path: Path) -> None:
+        loop = loop_of(path, self.CONFIG)
+        assert loop.resume()
+        loop.load_best()
+        assert same(dict(loop.model.state_dict()), load_checkpoint(path / BEST)["model"])
+
+    def test_no_best_yet_loads_nothing(self, tmp_path: Path) -> None:
+        loop = loop_of(tmp_path / "run", self.CONFIG)
+        save_checkpoint(tmp_path / "run" / BEST, {"model": None})  # what an earlier run left
+        loop.load_best()
+        assert same(dict(loop.model.state_dict()), dict(model_of(self.CONFIG).state_dict()))
+
+    def test_missing(self, path: Path) -> None:
+        (path / BEST).unlink()
+        assert "is missing, the weights of the best validation" in self.refused(path)
+
+    def test_of_another_model(self, path: Path, tmp_path: Path) -> None:
+        wider = config_of(model__hidden=5, loop__epochs=1)
+        loop_of(tmp_path / "other", wider).run()
+        shutil.copy(tmp_path / "other" / BEST, path / BEST)
+        assert "hidden_size = 5, not 4" in self.refused(path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda weights: None, "is None there and ["),
+            (lambda weights: {**weights, "mask_vector": torch.zeros(3)}, "mask_vector is [3]"),
+            (lambda weights: {**weights, "log_sigmas.span": torch.zeros(2)}, "span is [2] there"),
+            (lambda weights: {**weights, "log_sigmas.span": None}, "span is None there and []"),
+        ],
+    )
+    def test_with_other_weights(self, path: Path, change: Any, message: str) -> None:
+        state = load_checkpoint(path / BEST)
+        state["model"] = change(state["model"])
+        save_checkpoint(path / BEST, {k: v for k, v in state.items() if k != "version"})
+        assert message in self.refused(path)
 
 
 class TestRefused:
