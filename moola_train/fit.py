@@ -171,14 +171,15 @@ def fit(
             labels=labels_path, split=split_path, store=store.path if store is not None else None
         ),
     ).to_dict()
-    done = train(
-        model, Supervised(priors), loaders, run, config,
-        device=device, data=data, resume=resume, report=report,
-        columns=spec.columns(feature_config),
-    )  # fmt: skip
-    found = FitReport(**vars(done), transfer=moved)
-    run.write_json(SUMMARY, found.to_dict())
-    write_weights(model, run)
+    with run.held():
+        done = train(
+            model, Supervised(priors), loaders, run, config,
+            device=device, data=data, resume=resume, report=report,
+            columns=spec.columns(feature_config),
+        )  # fmt: skip
+        found = FitReport(**vars(done), transfer=moved)
+        run.write_json(SUMMARY, found.to_dict())
+        write_weights(model, run)
     return found
 
 

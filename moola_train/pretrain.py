@@ -199,17 +199,18 @@ def pretrain(
     objective.initialise(model)
     run = RunFolder(run_path, store=store.path, writes=world.writes)
     data = {**_fingerprint(store, parts), **period.data}
-    done = train(
-        model, objective, loaders, run, config,
-        device=device, data=data, resume=resume, report=report,
-        columns=spec.columns(store.config),
-    )  # fmt: skip
-    ended = done.outcome.status != STOPPED
-    if ended and run.writes:
-        card = _card(store, config, parts["train"].length, data, done.outcome)
-        write_encoder(target, model, card)
-    found = PretrainReport(**vars(done), encoder=target if ended else None)
-    run.write_json(SUMMARY, found.to_dict())
+    with run.held():
+        done = train(
+            model, objective, loaders, run, config,
+            device=device, data=data, resume=resume, report=report,
+            columns=spec.columns(store.config),
+        )  # fmt: skip
+        ended = done.outcome.status != STOPPED
+        if ended and run.writes:
+            card = _card(store, config, parts["train"].length, data, done.outcome)
+            write_encoder(target, model, card)
+        found = PretrainReport(**vars(done), encoder=target if ended else None)
+        run.write_json(SUMMARY, found.to_dict())
     return found
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import itertools
 import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -59,6 +62,33 @@ class RunFolder:
     def file(self, name: str) -> Path:
         """Path of one of the run's files."""
         return self.path / name
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing into the folder meanwhile.
+
+        The folder itself is locked, so a crash leaves no lock behind.
+
+        Raises
+        ------
+        RunError
+            Another process is at it.
+        """
+        if not self.writes:  # the first process holds it for all of them
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path} is being written by another run; wait for it, stop it first, or "
+                    "name another folder"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
 
     def begin(self, config: RunConfig, data: dict[str, Any], *, resume: bool) -> None:
         """Keep the configuration and what it is run on; a run that is resumed must be the same.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,35 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
     run.log({"step": 1})
     run.keep_records(0)
     assert list(tmp_path.iterdir()) == []
+
+
+class TestHeld:
+    def test_a_second_process_is_refused(self, tmp_path: Path) -> None:
+        run = RunFolder(tmp_path / "run")
+        with run.held(), pytest.raises(RunError) as raised, RunFolder(tmp_path / "run").held():
+            pytest.fail("both write")
+        assert "is being written by another run; wait for it" in str(raised.value)
+        with run.held():
+            pass
+
+    def test_only_the_first_process_holds(self, tmp_path: Path) -> None:
+        with (
+            RunFolder(tmp_path / "run").held(),
+            RunFolder(tmp_path / "run", writes=False).held(),
+        ):
+            pass
+
+    def test_a_crash_leaves_nothing_held(self, tmp_path: Path) -> None:
+        code = (
+            "import os, signal, sys\n"
+            "from moola_train.runs import RunFolder\n"
+            "with RunFolder(sys.argv[1]).held():\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)
+        assert done.returncode == -signal.SIGKILL
+        with RunFolder(tmp_path / "run").held():
+            pass
 
 
 class TestRecords:

@@ -19,6 +19,7 @@ from moola_train import progress
 from moola_train.config import RunConfig
 from moola_train.objectives import Supervised
 from moola_train.pretrain_config import PretrainConfig
+from moola_train.runs import RunFolder
 from tests.train.command_line import Moola, Outcome
 from tests.train.labelled import anchored, contained
 from tests.train.small import FLAGS, Task, make_contained_task, make_task
@@ -228,6 +229,19 @@ class TestFit:
         small = ("--run-folder", tmp_path / "small", "--batch-size", 2)
         again = moola(*fit_of(task, *small, "--epochs", 1))
         assert again.code == 0, again.err
+
+    @pytest.mark.parametrize("command", ["fit", "pretrain"])
+    def test_a_folder_that_another_run_writes_is_left_alone(
+        self, moola: Moola, task: Task, tmp_path: Path, command: str
+    ) -> None:
+        given = ("--run-folder", tmp_path / "run", "--resume", "auto")
+        with RunFolder(tmp_path / "run").held():
+            if command == "fit":
+                done = moola(*fit_of(task, *given))
+            else:
+                done = moola(*pretrain_of(task, "-o", tmp_path / "e.safetensors", *given))
+        one_line(done, 1, "is being written by another run", "name another folder")
+        assert list((tmp_path / "run").iterdir()) == []
 
     @pytest.mark.parametrize("command", ["fit", "pretrain"])
     @pytest.mark.parametrize("place", ["", "run", "link"])
