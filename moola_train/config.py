@@ -11,6 +11,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -351,6 +352,12 @@ def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of the choices."""
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def require_watch(config: RunConfig, known: Iterable[str]) -> None:
+    """Refuse to watch a metric that no validation will have."""
+    if config.loop.watch not in (names := tuple(known)):
+        raise ConfigError(f"loop.watch is {config.loop.watch!r}; choose one of {', '.join(names)}")
 
 
 def whole(name: str, value: int, low: int, high: int) -> None:

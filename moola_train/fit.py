@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from moola_features import spec, transform_windows
@@ -17,12 +18,13 @@ from moola_features.config import FeatureConfig
 from moola_features.store import Store
 from moola_features.windows import Windows
 from moola_train.assembly import RunReport, make_loaders, make_model, train, write_weights
-from moola_train.config import RunConfig
+from moola_train.config import RunConfig, require_watch
 from moola_train.devices import prepare_device
 from moola_train.distributed import ALONE, World
 from moola_train.errors import ConfigError, LabelsError, ModelError
 from moola_train.labels import read_labels, require_members
 from moola_train.loop import Report
+from moola_train.metrics import evaluate
 from moola_train.models import Model
 from moola_train.objectives import Supervised
 from moola_train.order import inverse_class_counts
@@ -148,6 +150,8 @@ def fit(
     _require_labelled_heads(config.model.preset)
     model = make_model(config, len(columns), num_classes=len(priors.classes))
     model.initialise(priors)
+    if config.loop.watch != "loss":
+        require_watch(config, _scored(model, learnt["val"], priors))
     moved, encoder_sha256 = None, None
     if encoder is not None:
         moved, encoder_sha256 = _transfer(model, encoder, columns, labels)
@@ -185,6 +189,19 @@ def fit(
 
 def _of_rows(targets: Targets, rows: Int64) -> Targets:
     return {name: values[rows] for name, values in targets.items()}
+
+
+@torch.no_grad()
+def _scored(model: Model, truth: Targets, priors: TargetPriors) -> tuple[str, ...]:
+    """Metrics that a validation will have and that say which of two epochs is better."""
+    settings = model.settings
+    nothing = torch.zeros(settings.window_length, 1, settings.num_features)  # [T, B, F]
+    found = model.eval().decode(model({"features": nothing}))
+    model.train()
+    count = len(truth["type"])
+    guesses = {name: np.repeat(values.numpy(), count, axis=0) for name, values in found.items()}
+    scores = evaluate(guesses, truth, priors)
+    return ("loss", *(name for name, metric in scores.items() if metric.better is not None))
 
 
 def _with_room(

@@ -17,6 +17,7 @@ from moola_features.store import Store
 from moola_features.times import time_text
 from moola_features.windows import Windows
 from moola_train.assembly import RunReport, make_loaders, make_model, train
+from moola_train.config import require_watch
 from moola_train.devices import prepare_device
 from moola_train.distributed import ALONE, World
 from moola_train.errors import LabelsError, RunError
@@ -197,6 +198,7 @@ def pretrain(
         log_sigmas=config.loss.balance == "kendall", **kind.model_settings,
     )  # fmt: skip
     objective.initialise(model)
+    require_watch(config, ("loss", *(f"loss.{name}" for name in store.names)))
     run = RunFolder(run_path, store=store.path, writes=world.writes)
     data = {**_fingerprint(store, parts), **period.data}
     with run.held():

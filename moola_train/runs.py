@@ -24,7 +24,8 @@ from moola_train.errors import RunError
 CONFIG, ENVIRONMENT, DATA = "config.toml", "environment.json", "data.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 LATEST, BEST, WEIGHTS = "latest.pt", "best.pt", "weights.safetensors"
-OWN_FILES = (CONFIG, ENVIRONMENT, DATA, METRICS, SUMMARY, LATEST, BEST, WEIGHTS)
+MLFLOW_RUN = "mlflow.json"  # where it is tracked, for a run that goes on
+OWN_FILES = (CONFIG, ENVIRONMENT, DATA, METRICS, SUMMARY, LATEST, BEST, WEIGHTS, MLFLOW_RUN)
 PATHS = "paths"  # what data.json calls where files lay; a copy of one is as good
 
 
@@ -93,13 +94,18 @@ class RunFolder:
     def begin(self, config: RunConfig, data: dict[str, Any], *, resume: bool) -> None:
         """Keep the configuration and what it is run on; a run that is resumed must be the same.
 
+        What a run left that ended before its first checkpoint gives way.
+
         Raises
         ------
         RunError
             The folder holds another run, or one that was not to be resumed.
         """
         known = self.file(DATA)
-        if self.writes and known.exists():
+        if self.writes and not self._holds_run():
+            for name in (METRICS, MLFLOW_RUN):
+                self.file(name).unlink(missing_ok=True)
+        elif self.writes:
             if not resume:
                 raise RunError(
                     f"{self.path} holds a run; go on with --resume auto, or name another"
@@ -116,6 +122,10 @@ class RunFolder:
         self.write_text(CONFIG, config.to_toml())
         self.write_json(ENVIRONMENT, environment())
         self.write_json(DATA, data)
+
+    def _holds_run(self) -> bool:
+        """Whether there is anything that took steps to make."""
+        return any(self.file(name).exists() for name in (LATEST, BEST, WEIGHTS, SUMMARY))
 
     def write_text(self, name: str, text: str) -> None:
         """Write one of the run's files in one step."""
@@ -180,6 +190,11 @@ def _require_same(saved: RunConfig, asked: RunConfig, path: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read ({error.strerror}), though a run lies beside it; name another "
+            "run folder"
+        ) from error
     except ValueError as error:
         raise RunError(f"{path} is no JSON: {error}; name another run folder") from error
     if not isinstance(values, dict):

@@ -17,9 +17,9 @@ from moola_features.files import replaced_file
 from moola_train.config import RunConfig
 from moola_train.errors import ConfigError
 from moola_train.loop import Report
+from moola_train.runs import MLFLOW_RUN
 
 TRACKING_URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"  # MLflow's own
-MLFLOW_RUN = "mlflow.json"  # in the run's folder: where it is tracked, for a run that goes on
 
 _USUAL_EXPERIMENT = "moola"
 _PARAMETERS_A_CALL = 100  # MLflow's limit

@@ -15,9 +15,9 @@ import pytest
 
 from moola_train.config import RunConfig
 from moola_train.errors import ConfigError
-from moola_train.runs import METRICS
-from moola_train.trackers import MLFLOW_RUN, numbers
+from moola_train.runs import METRICS, MLFLOW_RUN
 from moola_train.trackers import mlflow as tracked
+from moola_train.trackers import numbers
 from tests.train.command_line import Moola
 from tests.train.small import FLAGS, Task, make_contained_task
 from tests.train.tracking import free_port, tracking_server

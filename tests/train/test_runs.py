@@ -15,7 +15,19 @@ import torch
 from moola_features.errors import OutputError
 from moola_train.config import RunConfig
 from moola_train.errors import RunError
-from moola_train.runs import CONFIG, DATA, ENVIRONMENT, METRICS, RunFolder, environment
+from moola_train.runs import (
+    BEST,
+    CONFIG,
+    DATA,
+    ENVIRONMENT,
+    LATEST,
+    METRICS,
+    MLFLOW_RUN,
+    SUMMARY,
+    WEIGHTS,
+    RunFolder,
+    environment,
+)
 
 DATA_OF = {"labels_sha256": "a", "fold": 0}
 
@@ -27,9 +39,11 @@ def refused(path: Path, config: RunConfig, data: dict[str, Any], *, resume: bool
     return str(raised.value)
 
 
-def begun(path: Path) -> RunFolder:
+def begun(path: Path, made: str = LATEST) -> RunFolder:
+    """A run that has made something."""
     run = RunFolder(path)
     run.begin(RunConfig(), DATA_OF, resume=False)
+    run.file(made).touch()
     return run
 
 
@@ -44,10 +58,29 @@ def test_begin_keeps_config_environment_and_data(tmp_path: Path) -> None:
     assert kept == environment()
 
 
-def test_a_folder_that_holds_a_run(tmp_path: Path) -> None:
-    begun(tmp_path / "run")
+@pytest.mark.parametrize("name", [LATEST, BEST, WEIGHTS, SUMMARY])
+def test_a_folder_that_holds_a_run(tmp_path: Path, name: str) -> None:
+    begun(tmp_path / "run", name)
     assert "--resume auto" in refused(tmp_path / "run", RunConfig(), DATA_OF, resume=False)
     RunFolder(tmp_path / "run").begin(RunConfig(), DATA_OF, resume=True)
+
+
+def test_a_folder_where_a_run_made_nothing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.begin(RunConfig(), DATA_OF, resume=False)
+    run.log({"step": 1})
+    run.write_json(MLFLOW_RUN, {})
+    other = RunConfig().override({"loop.watch": "accuracy"})
+    RunFolder(tmp_path / "run").begin(other, {"fold": 3}, resume=False)
+    assert RunConfig.from_toml(run.file(CONFIG)) == other
+    assert json.loads(run.file(DATA).read_text()) == {"fold": 3}
+    assert not run.file(METRICS).exists()
+    assert not run.file(MLFLOW_RUN).exists()
+
+
+def test_a_run_that_does_not_say_on_what(tmp_path: Path) -> None:
+    begun(tmp_path / "run").file(DATA).unlink()
+    assert "data.json cannot be read" in refused(tmp_path / "run", RunConfig(), DATA_OF)
 
 
 def test_resuming_on_other_data(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from moola_train import progress
 from moola_train.config import RunConfig
+from moola_train.errors import RunError
 from moola_train.objectives import Supervised
 from moola_train.pretrain_config import PretrainConfig
 from moola_train.runs import RunFolder
@@ -195,7 +196,7 @@ class TestFit:
             (("--config", "nowhere.toml"), 2, ("config nowhere.toml", "readable file")),
             (("--encoder", "none.safetensors"), 1, ("encoder none.safetensors", "pretrain")),
             (("--encoder", "none.pt"), 1, ("encoder none.pt", ".safetensors")),
-            (("--set", "loop.watch=luck"), 1, ("loop.watch is 'luck'", "choose one of loss")),
+            (("--set", "loop.watch=luck"), 2, ("loop.watch is 'luck'", "choose one of loss, acc")),
             (("--run-folder", ""), 2, ("--run-folder", "empty", "name a folder")),
         ],
     )
@@ -204,6 +205,31 @@ class TestFit:
         flags: tuple[Any, ...], code: int, parts: tuple[str, ...],
     ) -> None:  # fmt: skip
         one_line(moola(*fit_of(task, "--run-folder", tmp_path / "run", *flags)), code, *parts)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_folder_without_a_checkpoint_is_begun_anew(
+        self, moola: Moola, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def losses(*_arguments: object) -> None:
+            raise RunError("no; give another")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Supervised, "losses", losses)
+            one_line(moola(*fit_of(task, "--run-folder", tmp_path / "run")), 1, "no; give another")
+        assert (tmp_path / "run" / "data.json").exists()
+        done = moola(*fit_of(task, "--run-folder", tmp_path / "run", "--seed", 13))
+        assert done.code == 0, done.err
+
+    @pytest.mark.parametrize("preset", ["jade-compact", "jade", "jade-span"])
+    def test_whatever_is_scored_can_be_watched(
+        self, moola: Moola, task: Task, tmp_path: Path, preset: str
+    ) -> None:
+        run = ("--run-folder", tmp_path / "run", "--preset", preset, "--epochs", 1)
+        assert moola(*fit_of(task, *run)).code == 0
+        best = json.loads((tmp_path / "run" / "summary.json").read_text())["best"]
+        names = [name for name, metric in best["metrics"].items() if metric["better"]]
+        done = moola(*fit_of(task, *run, "--set", "loop.watch=luck"))
+        one_line(done, 2, f"choose one of {', '.join(names)}")
 
     def test_a_run_that_is_refused_shows_no_progress(
         self, moola: Moola, task: Task, tmp_path: Path
@@ -354,6 +380,7 @@ class TestPretrain:
             (("--stride", 0), 2, ("pretrain.stride is 0",)),
             (("--objective", "gpt"), 2, ("'gpt' is not",)),
             (("--set", "pretrain.masking=holes"), 2, ("pretrain.masking is 'holes'", "patch")),
+            (("--set", "loop.watch=luck"), 2, ("loop.watch is 'luck'", "loss, loss.")),
             (("--set", "pretrain.val_share=0.001"), 1, ("none is left for val", "val_share")),
         ],
     )
