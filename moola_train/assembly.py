@@ -185,6 +185,8 @@ def make_model(config: RunConfig, num_features: int, **settings: Any) -> Model:
         "head_dropout": config.model.head_dropout,
     }
     overrides: dict[str, Any] = {name: v for name, v in asked.items() if v is not None}
+    if config.model.layers == 1:
+        overrides["layer_dropout"] = 0.0  # there is nothing between layers where there is one
     if config.model.recurrent_dropout:
         overrides["recurrent_dropout"] = config.model.recurrent_dropout
     if config.model.position:

@@ -151,6 +151,14 @@ def test_sigmas_that_a_preset_has_not_cannot_be_learnt() -> None:
     assert len(model.log_sigmas) == 0
 
 
+@pytest.mark.parametrize("preset", ["jade", "multitask"])
+def test_one_layer_has_no_dropout_between_layers(preset: str) -> None:
+    settings = {"model.preset": preset, "model.hidden": 8, "loss.balance": "fixed"}
+    config = RunConfig().override(settings)
+    assert make_model(config.override({"model.layers": 1}), 11).settings.layer_dropout == 0
+    assert make_model(config.override({"model.layers": 3}), 11).settings.layer_dropout > 0
+
+
 class TestBeyondTheMemory:
     """Runs whose table is said not to fit."""
 
