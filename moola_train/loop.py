@@ -143,7 +143,8 @@ class Loop:
             ) from error
         if self._progress.best:
             self._best_weights()  # now, rather than after hours
-        self._run.keep_records(self._progress.num_records)
+        progress = self._progress
+        progress.num_records = self._run.keep_records(progress.num_records, last_step=progress.step)
         return True
 
     def load_best(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
-import itertools
 import json
+import logging
 import math
 import os
 import platform
@@ -27,6 +27,8 @@ LATEST, BEST, WEIGHTS = "latest.pt", "best.pt", "weights.safetensors"
 MLFLOW_RUN = "mlflow.json"  # where it is tracked, for a run that goes on
 OWN_FILES = (CONFIG, ENVIRONMENT, DATA, METRICS, SUMMARY, LATEST, BEST, WEIGHTS, MLFLOW_RUN)
 PATHS = "paths"  # what data.json calls where files lay; a copy of one is as good
+
+_logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -144,18 +146,51 @@ class RunFolder:
                 file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Lines of metrics.jsonl; a last line that was cut off is passed over."""
-        if self.file(METRICS).exists():
-            for line in self.file(METRICS).read_text(encoding="utf-8").splitlines():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    return
+        """Lines of metrics.jsonl; one that is damaged, or was cut off, is passed over."""
+        return _records(self._lines())
 
-    def keep_records(self, count: int) -> None:
-        """Drop all but the first lines of metrics.jsonl: a resumed run logs the others again."""
-        kept = [json.dumps(record) for record in itertools.islice(self.records(), count)]
+    def keep_records(self, count: int, *, last_step: int = 0) -> int:
+        """Drop what a resumed run logs again: all but the first lines of metrics.jsonl.
+
+        Parameters
+        ----------
+        count
+            Lines that the run had logged where it goes on.
+        last_step
+            The step at which it goes on; where lines are lost, later ones move up.
+
+        Returns
+        -------
+        int
+            Lines that are kept. If they are fewer, that is warned of.
+        """
+        if not self.writes:
+            return count
+        first = _records(self._lines()[:count])
+        kept = [json.dumps(record) for record in first if record["step"] <= last_step]
+        if len(kept) < count:
+            _logger.warning(
+                "%s has %d of the %d good lines that were written by step %d; the run goes on, "
+                "the others are lost",
+                self.file(METRICS), len(kept), count, last_step,
+            )  # fmt: skip
         self.write_text(METRICS, "".join(f"{line}\n" for line in kept))
+        return len(kept)
+
+    def _lines(self) -> list[str]:
+        try:
+            # One byte that is none of UTF-8 spoils its own line, not the others.
+            return self.file(METRICS).read_text(encoding="utf-8", errors="replace").split("\n")
+        except FileNotFoundError:
+            return []
+
+
+def _records(lines: list[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                yield record
 
 
 def _require_outside(path: Path, store: Path) -> None:

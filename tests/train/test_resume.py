@@ -179,6 +179,19 @@ def test_no_checkpoint_starts_anew_and_forgets_what_was_logged(tmp_path: Path) -
     assert records(tmp_path / "run") == []
 
 
+def test_a_log_that_lost_lines_counts_what_is_left(tmp_path: Path) -> None:
+    path, config = tmp_path / "run", config_of(**{"loop.log_steps": 1, "loop.max_steps": 5})
+    loop_of(path, config).run()
+    lines = (path / METRICS).read_bytes().splitlines(keepends=True)
+    (path / METRICS).write_bytes(b"".join([lines[0], b"\xff\n", *lines[2:]]))
+    loop = loop_of(path, config.override({"loop.max_steps": 8}))
+    assert loop.resume()
+    loop.run()
+    found = records(path)
+    assert [record["step"] for record in found] == [1, 3, 4, 5, 6, 6, 7, 8]  # 6 ends an epoch
+    assert load_checkpoint(path / LATEST)["progress"]["num_records"] == len(found)
+
+
 class TestBest:
     """The weights that a run ends with are those of its best validation, or it says why not."""
 

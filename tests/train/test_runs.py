@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -157,7 +158,7 @@ class TestRecords:
         assert list(run.records()) == []
         for step in range(4):
             run.log({"step": step})
-        run.keep_records(3)
+        assert run.keep_records(3, last_step=2) == 3
         run.log({"step": 9})
         assert [record["step"] for record in run.records()] == [0, 1, 2, 9]
 
@@ -167,7 +168,7 @@ class TestRecords:
         with run.file(METRICS).open("a") as file:
             file.write('{"step": 2, "pa')
         assert [record["step"] for record in run.records()] == [1]
-        run.keep_records(5)
+        assert run.keep_records(5, last_step=1) == 1
         run.log({"step": 2})
         assert [record["step"] for record in run.records()] == [1, 2]
 
@@ -178,3 +179,40 @@ class TestRecords:
             "metrics": {"pr_auc": None},
             "list": [None, 1.5],
         }
+
+    @pytest.mark.parametrize(
+        ("damage", "left"),
+        [
+            (lambda lines: [], []),
+            (lambda lines: lines[:2], [0, 1]),
+            (lambda lines: [lines[0], *lines[2:]], [0, 2]),
+            (lambda lines: [lines[0], b"{", *lines[2:]], [0, 2]),
+            (lambda lines: [lines[0], b"\xff\xfe", *lines[2:]], [0, 2]),
+            (lambda lines: [b"5", b'{"step": "x"}', *lines[2:]], [2]),
+        ],
+    )
+    def test_lines_that_are_lost_are_told(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any, left: list[int]
+    ) -> None:
+        run = RunFolder(tmp_path / "run")
+        for step in range(5):
+            run.log({"step": step})
+        file = run.file(METRICS)
+        lines = damage(file.read_bytes().splitlines())
+        file.write_bytes(b"".join(line + b"\n" for line in lines))
+        with caplog.at_level(logging.WARNING, logger="moola_train"):
+            assert run.keep_records(3, last_step=2) == len(left)
+        assert [record["step"] for record in run.records()] == left
+        (message,) = caplog.messages
+        assert f"metrics.jsonl has {len(left)} of the 3 good lines" in message
+        assert "\n" not in message
+
+    def test_nothing_is_told_where_nothing_is_lost(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = RunFolder(tmp_path / "run")
+        for step in range(5):
+            run.log({"step": step})
+        with caplog.at_level(logging.WARNING, logger="moola_train"):
+            assert run.keep_records(3, last_step=2) == 3
+        assert caplog.messages == []
