@@ -97,6 +97,8 @@ class LossConfig:
         choice("loss.balance", self.balance, BALANCES)
         choice("loss.type_loss", self.type_loss, TYPE_LOSSES)
         number("loss.focal_gamma", self.focal_gamma, 0.0, 10.0)
+        if self.type_loss != "focal":
+            _require_default(self, "loss", "focal_gamma", "set loss.type_loss = 'focal'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,9 @@ class OptimiserConfig:
         number("optimiser.ema_decay", self.ema_decay, 0.0, 0.99999)
         whole("optimiser.freeze_epochs", self.freeze_epochs, 0, 10_000)
         number("optimiser.unfreeze_lr_scale", self.unfreeze_lr_scale, 1e-4, 1.0)
+        if self.freeze_epochs == 0:
+            remedy = "set optimiser.freeze_epochs (--freeze-epochs) to 1 or more"
+            _require_default(self, "optimiser", "unfreeze_lr_scale", remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,6 +357,15 @@ def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of the choices."""
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _require_default(settings: Any, section: str, name: str, remedy: str) -> None:
+    """Refuse a setting that, as the others are, would do nothing."""
+    value, default = getattr(settings, name), type(settings).__dataclass_fields__[name].default
+    if value != default:
+        raise ConfigError(
+            f"{section}.{name} is {value!r}, which does nothing; {remedy}, or drop it"
+        )
 
 
 def require_watch(config: RunConfig, known: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from moola_train.config import DataConfig, LoopConfig, ModelConfig, RunConfig, choice, number, whole
+from moola_train.errors import ConfigError
 
 OBJECTIVES = ("mae",)
 MASKINGS = ("random", "block", "patch")
@@ -50,6 +51,18 @@ class PretrainConfig(RunConfig):
     model: ModelConfig = field(default_factory=lambda: ModelConfig(preset="jade-mae"))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(epochs=50))
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asked = {
+            "data.balanced = true": self.data.balanced,
+            "loss.type_loss = 'focal'": self.loss.type_loss == "focal",
+        }
+        for setting, is_asked in asked.items():
+            if is_asked:
+                raise ConfigError(
+                    f"{setting} does nothing in pretraining, which knows no types; drop it"
+                )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -197,6 +197,16 @@ class TestFit:
             (("--encoder", "none.safetensors"), 1, ("encoder none.safetensors", "pretrain")),
             (("--encoder", "none.pt"), 1, ("encoder none.pt", ".safetensors")),
             (("--set", "loop.watch=luck"), 2, ("loop.watch is 'luck'", "choose one of loss, acc")),
+            (
+                ("--unfreeze-lr-scale", 0.0001),
+                2,
+                ("optimiser.unfreeze_lr_scale is 0.0001, which does nothing", "--freeze-epochs"),
+            ),
+            (
+                ("--set", "loss.focal_gamma=5"),
+                2,
+                ("focal_gamma is 5.0", "type_loss = 'focal'"),
+            ),
             (("--run-folder", ""), 2, ("--run-folder", "empty", "name a folder")),
         ],
     )
@@ -381,6 +391,8 @@ class TestPretrain:
             (("--objective", "gpt"), 2, ("'gpt' is not",)),
             (("--set", "pretrain.masking=holes"), 2, ("pretrain.masking is 'holes'", "patch")),
             (("--set", "loop.watch=luck"), 2, ("loop.watch is 'luck'", "loss, loss.")),
+            (("--set", "data.balanced=true"), 2, ("data.balanced = true does nothing", "drop it")),
+            (("--set", "loss.type_loss=focal"), 2, ("loss.type_loss = 'focal' does nothing",)),
             (("--set", "pretrain.val_share=0.001"), 1, ("none is left for val", "val_share")),
         ],
     )
