@@ -174,11 +174,10 @@ class _Tracked:
         from mlflow.entities import Param
 
         kept = self._folder / MLFLOW_RUN
-        if kept.exists():
-            known = json.loads(kept.read_text(encoding="utf-8"))
-            if known["tracking_uri"] == self._uri:
-                self._client.update_run(known["run_id"], status="RUNNING")
-                return str(known["run_id"])
+        known = _known_run(kept, self._uri)
+        if known is not None:
+            self._client.update_run(known, status="RUNNING")
+            return known
         run = self._client.create_run(self._experiment, run_name=self._folder.absolute().name)
         settings = [
             Param(f"{section}.{name}", str(value))
@@ -193,6 +192,21 @@ class _Tracked:
             text = json.dumps({"tracking_uri": self._uri, "run_id": run.info.run_id})
             beside.write_text(text + "\n", encoding="utf-8")
         return str(run.info.run_id)
+
+
+def _known_run(kept: Path, uri: str) -> str | None:
+    """The run that a folder is tracked as; None at another server, or where it cannot be read."""
+    try:
+        known = json.loads(kept.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        known = None
+    run_id = known.get("run_id") if isinstance(known, dict) else None
+    if not isinstance(known, dict) or not isinstance(run_id, str) or "tracking_uri" not in known:
+        _logger.warning("%s is damaged; what follows is a new run in MLflow", kept)
+        return None
+    return run_id if known["tracking_uri"] == uri else None
 
 
 def _tracking_uri(uri: str) -> str:

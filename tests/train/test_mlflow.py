@@ -113,6 +113,19 @@ class TestTracker:
         assert run.data.params["loop.epochs"] == "20"
 
     @pytest.mark.parametrize(
+        "text", ["{", "{}", "[]", '{"run_id": 3, "tracking_uri": "x"}', "\xff"]
+    )
+    def test_a_damaged_note_begins_another(
+        self, server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+    ) -> None:
+        (tmp_path / MLFLOW_RUN).write_text(text, encoding="latin-1")
+        with tracked(server, CONFIG, tmp_path) as report:
+            report(RECORDS[0])
+        assert run_in(server, tmp_path).info.status == "FINISHED"
+        (message,) = caplog.messages
+        assert message.endswith("mlflow.json is damaged; what follows is a new run in MLflow")
+
+    @pytest.mark.parametrize(
         ("error", "status"), [(KeyboardInterrupt, "KILLED"), (ZeroDivisionError, "FAILED")]
     )
     def test_how_it_ended_is_told(
