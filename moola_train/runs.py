@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from moola_features.errors import OutputError
 from moola_features.files import replaced_file, require_folder
 from moola_train.config import RunConfig
 from moola_train.errors import RunError
@@ -46,9 +47,9 @@ class RunFolder:
     Raises
     ------
     RunError
-        No path, or one in the store.
+        No path, one of a file, or one in the store.
     OutputError
-        A parent that is missing.
+        A parent that is missing or cannot be written.
     """
 
     def __init__(self, path: str | Path, *, store: Path | None = None, writes: bool = True) -> None:
@@ -60,7 +61,7 @@ class RunFolder:
             _require_outside(self.path, store)
         if writes:
             require_folder(self.path.absolute().parent, self.path)
-            self.path.mkdir(exist_ok=True)
+            _make(self.path)
 
     def file(self, name: str) -> Path:
         """Path of one of the run's files."""
@@ -191,6 +192,18 @@ def _records(lines: list[str]) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 yield record
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise RunError(f"the run folder {path} is no folder; name another") from None
+    except OSError as error:
+        what = (error.strerror or str(error)).lower()
+        raise OutputError(
+            f"the run folder {path} cannot be made: {what}; name one that you may write to"
+        ) from error
 
 
 def _require_outside(path: Path, store: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -108,6 +110,31 @@ def test_damaged_data(tmp_path: Path, text: str) -> None:
 def test_no_parent(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="make it first"):
         RunFolder(tmp_path / "none" / "run")
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_path_that_is_no_folder(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "run"
+    path.touch() if kind == "file" else path.symlink_to("nowhere")
+    with pytest.raises(RunError) as raised:
+        RunFolder(path)
+    assert str(raised.value) == f"the run folder {path} is no folder; name another"
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.ENAMETOOLONG])
+def test_a_folder_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def mkdir(path: Path, **_options: object) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(OutputError) as raised:
+        RunFolder(tmp_path / "run")
+    assert str(raised.value) == (
+        f"the run folder {tmp_path / 'run'} cannot be made: {os.strerror(code).lower()}; name one "
+        "that you may write to"
+    )
 
 
 def test_no_path() -> None:
