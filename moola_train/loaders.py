@@ -183,9 +183,11 @@ class WindowLoader:
         Raises
         ------
         LoaderError
-            A state of another version, of other windows, or of another order: world size, seed,
-            batch size and all else that decides the batches.
+            What is no state, or one of another version, of other windows, or of another order:
+            world size, seed, batch size and all else that decides the batches.
         """
+        if not isinstance(state, dict):
+            raise LoaderError(f"the loader's state is {state!r}; start a new run")
         version = state.get("version")
         if version != STATE_VERSION:
             raise LoaderError(
@@ -210,6 +212,11 @@ class WindowLoader:
         epoch, step = state["epoch"], state["step"]
         if not isinstance(epoch, int) or not isinstance(step, int) or epoch < 0 or step < 0:
             raise LoaderError(f"the loader's state is at epoch {epoch!r}, step {step!r}")
+        if step > self.order.num_batches:
+            raise LoaderError(
+                f"the loader's state is at step {step} of {self.order.num_batches} in an epoch; "
+                "start a new run"
+            )
         self.epoch, self.step, self._resumed = epoch, step, True
 
     def _batches(self, epoch: int, first: int) -> Generator[Batch]:

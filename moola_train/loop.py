@@ -54,6 +54,9 @@ __all__ = ["Loop", "Outcome", "Report"]
 
 Report = Callable[[dict[str, Any]], None]
 
+# What loading raises of parts that are not what was saved; an attribute is missing of None.
+_UNFITTING = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
 
 class Loop:
     """Trains a model, validates it between epochs, and can be stopped at any step.
@@ -135,9 +138,9 @@ class Loop:
         try:
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
-            self._progress = Progress(**state["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
+            self._progress = Progress.from_dict(state["progress"])
+        except _UNFITTING as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"{path} does not fit this run: {first}; name another run folder"
             ) from error

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 FINISHED, STALE, OUT_OF_TIME, STOPPED = "finished", "early stop", "out of time", "stopped"
+
+# What a best validation is made of.
+_BEST: dict[str, type | tuple[type, ...]] = {
+    "watch": str,
+    "value": (int, float),
+    "epoch": int,
+    "step": int,
+    "metrics": dict,
+}
+_METRIC = {"value", "floor", "better"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,30 @@ class Progress:
     best: dict[str, Any] = field(default_factory=dict)
     stale_epochs: int = 0
     num_records: int = 0
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """Read it from a checkpoint; ValueError for what a loop has never saved."""
+        if not isinstance(values, dict):
+            raise ValueError(f"progress is {values!r}")
+        found = cls(**values)
+        for name in ("step", "stale_epochs", "num_records"):
+            count = getattr(found, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise ValueError(f"progress.{name} is {count!r}")
+        if not _is_best(found.best):
+            raise ValueError(f"progress.best is {str(found.best)[:80]!r}")
+        return found
+
+
+def _is_best(best: Any) -> bool:
+    """Whether it is empty, or the metrics of a validation and when that was."""
+    if not isinstance(best, dict) or (best and set(best) != set(_BEST)):
+        return False
+    if not all(isinstance(value, _BEST[name]) for name, value in best.items()):
+        return False
+    metrics = best.get("metrics", {}).values()
+    return all(isinstance(metric, dict) and set(metric) == _METRIC for metric in metrics)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -287,6 +287,50 @@ class TestRefused:
         del state[name]
         assert name in self.refused(tmp_path / "run", state, **EVERYTHING)
 
+    @pytest.mark.parametrize(
+        "name", ["model", "balance", "optimiser", "loader", "schedule", "average", "tally"]
+    )
+    @pytest.mark.parametrize("value", [None, "x", 3])
+    def test_a_part_that_is_none(
+        self, whole: Path, tmp_path: Path, name: str, value: object
+    ) -> None:
+        state = {**load_checkpoint(whole / LATEST), name: value}
+        assert "does not fit" in self.refused(tmp_path / "run", state, **EVERYTHING)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("step", "x"), ("step", -1), ("step", True), ("stale_epochs", 0.5),
+            ("num_records", None), ("best", None), ("best", {"epoch": 1}), ("steps", 3),
+        ],
+    )  # fmt: skip
+    def test_progress_that_no_run_made(
+        self, whole: Path, tmp_path: Path, name: str, value: object
+    ) -> None:
+        state = load_checkpoint(whole / LATEST)
+        state["progress"] = {**state["progress"], name: value}
+        assert name in self.refused(tmp_path / "run", state, **EVERYTHING)
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("value", "x"), ("epoch", None), ("metrics", {"loss": 3})]
+    )
+    def test_a_best_that_no_run_made(
+        self, whole: Path, tmp_path: Path, name: str, value: object
+    ) -> None:
+        state = load_checkpoint(whole / LATEST)
+        state["progress"]["best"][name] = value
+        assert "progress.best is" in self.refused(tmp_path / "run", state, **EVERYTHING)
+
+    def test_no_progress(self, whole: Path, tmp_path: Path) -> None:
+        state = {**load_checkpoint(whole / LATEST), "progress": None}
+        assert "progress is None" in self.refused(tmp_path / "run", state, **EVERYTHING)
+
+    def test_a_step_beyond_the_epoch(self, whole: Path, tmp_path: Path) -> None:
+        state = load_checkpoint(whole / LATEST)
+        state["loader"]["step"] = 99
+        message = self.refused(tmp_path / "run", state, **EVERYTHING)
+        assert f"at step 99 of {STEPS_PER_EPOCH} in an epoch" in message
+
     def test_a_model_that_lost_a_tensor(self, whole: Path, tmp_path: Path) -> None:
         state = load_checkpoint(whole / LATEST)
         del state["model"]["log_sigmas.span"]
