@@ -141,10 +141,25 @@ class RunFolder:
         self.write_text(name, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        if self.writes:
+        """Append a line to metrics.jsonl.
+
+        Raises
+        ------
+        OutputError
+            A full disk, no permission.
+        """
+        if not self.writes:
+            return
+        line = json.dumps(_plain(record), allow_nan=False) + "\n"
+        try:
             with self.file(METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+                file.write(line)
+        except OSError as error:
+            what = (error.strerror or str(error)).lower()
+            raise OutputError(
+                f"{self.file(METRICS)} cannot be written: {what}; free some space or give "
+                "permission, then go on with --resume auto"
+            ) from error
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Lines of metrics.jsonl; one that is damaged, or was cut off, is passed over."""
@@ -210,7 +225,7 @@ def _require_outside(path: Path, store: Path) -> None:
     # By what the system says: a link or another spelling leads to the same folder.
     place = path.resolve()
     for folder in (place, *place.parents):
-        if folder.exists() and folder.samefile(store):
+        if os.path.exists(folder) and folder.samefile(store):  # False of a name too long
             raise RunError(
                 f"the run folder {path} is, or lies in, the store {store} that is read; name "
                 "another folder"

@@ -199,6 +199,13 @@ class TestRecords:
         run.log({"step": 2})
         assert [record["step"] for record in run.records()] == [1, 2]
 
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+    def test_a_full_disk(self, tmp_path: Path) -> None:
+        run = RunFolder(tmp_path / "run")
+        run.file(METRICS).symlink_to("/dev/full")
+        with pytest.raises(OutputError, match="no space left on device; free some space"):
+            run.log({"step": 1})
+
     def test_json_has_no_nan(self, tmp_path: Path) -> None:
         run = RunFolder(tmp_path / "run")
         run.log({"metrics": {"pr_auc": float("nan")}, "list": [float("inf"), 1.5]})
