@@ -121,6 +121,20 @@ def test_what_is_foretold_is_enough(kind, tmp_path):
     assert peak < foretold < 1.6 * peak
 
 
+IN_A_UNIVERSE = MEASURED.replace("sys.argv[1],", "[sys.argv[1]],")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_what_is_foretold_of_a_universe_is_enough(kind, tmp_path):
+    source = tmp_path / f"bars.{kind}"
+    table = frame(walk(1_000_000))
+    table.write_csv(source) if kind == "csv" else table.write_parquet(source)
+    done = run_python(IN_A_UNIVERSE, source, tmp_path / "x.zarr").stdout.split()
+    foretold, peak = map(float, done)
+    assert peak < foretold < 1.6 * peak
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_peak(monkeypatch):
     assert memory.peak_bytes() >= memory.resident_bytes() > 10 * MB

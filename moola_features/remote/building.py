@@ -113,10 +113,10 @@ def build_remote_universe(
     standing = {} if known is None else standing_in(known, address, symbols, recipe, prune=prune)
     missing = [symbol for symbol in standing if symbol not in symbols]
     predicted = 0
+    load_kernel(recipe.config, clock)
     if runner is None:
         workers, predicted = fit(given, recipe, workers, max_memory, tell)
         runner = Threads(workers)
-    load_kernel(recipe.config, clock)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="moola-") as name:
         folder = Path(name)

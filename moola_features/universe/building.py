@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moola_features import spec
-from moola_features.bars.files import DECODING_BYTES
+from moola_features.bars.files import foreseen_decoding
 from moola_features.bars.sources import BATCH_BARS
 from moola_features.building.instruments import universe_attributes
 from moola_features.building.job import load_kernel
@@ -181,17 +182,17 @@ def build_universe(
     standing = _still_there(target, standing, symbols, prune=prune)
     missing = [symbol for symbol in standing if symbol not in symbols]
     outdated = _outdated(target, recipe)
-    predicted = 0
-    if runner is None:
-        workers, predicted = fit(given, recipe, workers, max_memory, tell)
-        runner = Threads(workers)
+    predicted, looking = 0, runner or Threads(workers)
     with clock.measure("read"):
-        unchanged = set() if recipe.force else _unchanged(given, target, recipe, runner, standing)
+        unchanged = set() if recipe.force else _unchanged(given, target, recipe, looking, standing)
     done = {symbol: Outcome(symbol, UNCHANGED) for symbol in unchanged}
     done |= {symbol: Outcome(symbol, REMOVED if prune else KEPT) for symbol in missing}
     if unchanged >= symbols and not (prune and missing):
         return report_of(target, done, clock, up_to_date=True)
     load_kernel(recipe.config, clock)
+    if runner is None:
+        workers, predicted = fit(given, recipe, workers, max_memory, tell)
+        runner = Threads(workers)
     with replaced_folder(target, resumable=True) as folder:
         if identity(target) != found and not recipe.force:
             raise StoreError(f"{target} was built by another process meanwhile; build again")
@@ -230,15 +231,28 @@ def fit(
     max_memory: int | None,
     tell: Callable[[str], None] | None,
 ) -> tuple[int, int]:
-    """Lower the number of workers to what fits into memory; return it, and what it will take."""
+    """Lower the number of workers to what fits into memory; return it, and what it will take.
+
+    Call it with the kernel loaded: what a process already takes is counted.
+    """
+    importlib.import_module("zarr")  # as much as a kernel
     opened = given.opened
     return allot(
         workers, max_memory, tell,
         num_columns=len(spec.columns(recipe.config)),
         batch_bars=BATCH_BARS if opened is None else MAX_BATCH_BARS,
-        decoding_bytes=DECODING_BYTES if opened is None else opened.decoding_bytes,
+        decoding_bytes=_decoding(given) if opened is None else opened.decoding_bytes,
         at_once=len(given.members),
     )  # fmt: skip
+
+
+def _decoding(given: Input) -> int:
+    """Memory that a pass over the input of one instrument takes at most."""
+    sources = (member.source for member in given.members)
+    return max(
+        foreseen_decoding(source) if isinstance(source, str | Path) else source.decoding_bytes
+        for source in sources
+    )
 
 
 def _standing(target: Path, given: set[str], recipe: Recipe, *, prune: bool) -> dict[str, str]:
