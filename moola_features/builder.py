@@ -109,7 +109,7 @@ def build(
     StoreError
         The target holds something else and ``force`` is not set; or it cannot be appended to.
     ConfigError
-        Less than one worker, or memory that not even one fits into.
+        Less than one worker, memory that not even one fits into, or a limit of it for a cluster.
     OutputError
         A full disk, no permission, or another build of the same target.
     """
@@ -118,6 +118,11 @@ def build(
         "prune": prune, "progress": progress, "tell": tell,
         "max_memory": None if max_memory is None else parse_size(max_memory),
     }  # fmt: skip
+    if dask is not None and max_memory is not None:
+        raise ConfigError(
+            f"max_memory is {max_memory!r}, and a cluster's workers have limits of their own; "
+            "leave it out, or build without --dask"
+        )
     target = Path(place)
     found = None if is_remote(place) else identity(target)
     if append and is_remote(place):

@@ -216,8 +216,9 @@ def _print_build(report: BuildReport) -> None:
     else:
         rows.append(("speed", f"{report.num_bars / work / 1e6:,.1f} million bars/s"))
         rows.append(("chunks", _chunks_text(report)))
-        memory = f"{size(report.peak_bytes)} at most, {size(report.predicted_bytes)} foretold"
-        rows.append(("memory", f"{memory}, {report.workers} workers"))
+        if report.predicted_bytes:  # a cluster's workers do not tell
+            memory = f"{size(report.peak_bytes)} at most, {size(report.predicted_bytes)} foretold"
+            rows.append(("memory", f"{memory}, {report.workers} workers"))
     print_fields("", rows)
 
 

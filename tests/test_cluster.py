@@ -252,6 +252,10 @@ class TestRefusals:
         )
 
     def test_bars_in_memory(self, cluster, tmp_path):
+        message = refused(
+            ConfigError, walk(300), tmp_path / "x.zarr", dask=cluster.address, max_memory="1GB"
+        )
+        assert "a cluster's workers have limits of their own" in message
         message = refused(ConfigError, walk(300), tmp_path / "x.zarr", dask=cluster.address)
         assert message == (
             "source is <bars>; a cluster builds from files, so write the bars to one that its "
