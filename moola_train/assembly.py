@@ -193,6 +193,7 @@ def make_model(config: RunConfig, num_features: int, **settings: Any) -> Model:
         overrides["position"] = True
     if config.loss.type_loss == "focal":
         overrides["focal_gamma"] = config.loss.focal_gamma
+        overrides["class_weights"] = config.loss.weights
     if config.loss.balance != "kendall":
         overrides["log_sigmas"] = False
     torch.manual_seed(config.loop.seed)

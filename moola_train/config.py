@@ -86,11 +86,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """How the terms are balanced, and what they are."""
+    """How the terms are balanced, and what they are.
+
+    ``class_weights`` are the focal loss's, numbers with commas between them in the order of
+    ``data.classes``; 1 for each class where it is empty.
+    """
 
     balance: str = "kendall"
     type_loss: str = "cross-entropy"
     focal_gamma: float = 2.0
+    class_weights: str = ""
     pcgrad: bool = False
 
     def __post_init__(self) -> None:
@@ -98,7 +103,23 @@ class LossConfig:
         choice("loss.type_loss", self.type_loss, TYPE_LOSSES)
         number("loss.focal_gamma", self.focal_gamma, 0.0, 10.0)
         if self.type_loss != "focal":
-            _require_default(self, "loss", "focal_gamma", "set loss.type_loss = 'focal'")
+            for name in ("focal_gamma", "class_weights"):
+                _require_default(self, "loss", name, "set loss.type_loss = 'focal'")
+        for weight in self.weights:
+            number("loss.class_weights", weight, 1e-6, 1e6)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The classes' weights one by one; none where each is 1."""
+        if not self.class_weights:
+            return ()
+        try:
+            return tuple(float(part) for part in self.class_weights.split(","))
+        except ValueError:
+            raise ConfigError(
+                f"loss.class_weights is {self.class_weights!r}; give numbers with commas between "
+                "them, such as '1, 1.17'"
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +237,12 @@ class RunConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
+        count, classes = len(self.loss.weights), self.data.class_names
+        if count not in (0, len(classes)):
+            raise ConfigError(
+                f"loss.class_weights has {count} numbers; data.classes has {len(classes)}, give "
+                f"one for each of {', '.join(classes)}"
+            )
         if self.loss.pcgrad and self.loss.balance == "kendall":
             raise ConfigError(
                 "loss.pcgrad = true with loss.balance = 'kendall': PCGrad needs one gradient a "

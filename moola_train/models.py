@@ -106,6 +106,10 @@ class Model(nn.Module):
         """Each head's loss by name: scalars, not yet weighted."""
         return {name: head.loss(outputs[name], batch) for name, head in self._heads().items()}
 
+    def num_labelled(self, batch: Batch) -> dict[str, Tensor]:
+        """Number of items that each head's loss is a mean over, int64 scalars by name."""
+        return {name: head.num_labelled(batch) for name, head in self._heads().items()}
+
     def initialise(self, priors: TargetPriors) -> None:
         """Let every head start at what the floor predicts; the encoder is left as it is."""
         with torch.no_grad():

@@ -80,17 +80,21 @@ def predict(
     predictions, truth
         Arrays ``[N, ...]`` by name, in the order of the windows.
     loss
-        Mean over windows of the plain sum of loss terms.
+        The plain sum of loss terms, each the mean over all items that are labelled for it: what
+        one batch of everything would have.
     """
     model.eval()
     outputs: dict[str, list[Tensor]] = {}
     targets: dict[str, list[Tensor]] = {}
-    total, num_windows = 0.0, 0
+    totals: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
     for batch in loader:
         produced = model(batch)
-        size = batch["features"].shape[1]
-        total += float(sum(model.losses(produced, batch).values())) * size
-        num_windows += size
+        labelled = model.num_labelled(batch)
+        for name, term in model.losses(produced, batch).items():
+            count = labelled[name]
+            totals[name] = totals.get(name, 0.0) + term.double() * count
+            counts[name] = counts.get(name, 0) + count
         for name, values in model.decode(produced).items():
             outputs.setdefault(name, []).append(values.cpu())
         for name, values in batch.items():
@@ -101,4 +105,5 @@ def predict(
         {name: torch.cat(parts)[order].numpy() for name, parts in found.items()}
         for found in (outputs, targets)
     ]
-    return joined[0], joined[1], total / max(num_windows, 1)
+    loss = sum(float(total / counts[name].clamp(min=1)) for name, total in totals.items())
+    return joined[0], joined[1], loss

@@ -36,7 +36,7 @@ class BarClasses(Head):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy over the bars that are labelled."""
-        return losses.cross_entropy(output.flatten(0, 1), batch[self.name].flatten())
+        return losses.cross_entropy(output.flatten(0, 1), batch[self.target].flatten())
 
     def decode(self, output: Tensor) -> dict[str, Tensor]:
         """``NAME_probability`` float [B, T, C]."""
@@ -48,6 +48,7 @@ class ExpansionBars(BarClasses):
     """No, yes."""
 
     num_classes = 2
+    target = "expansion"
     shape = ("T", 2)
 
 
@@ -56,6 +57,7 @@ class SwingBars(BarClasses):
     """Neither, highest, lowest."""
 
     num_classes = 3
+    target = "swing"
     shape = ("T", 3)
 
 
@@ -64,4 +66,5 @@ class CandleBars(BarClasses):
     """Bullish, bearish, neutral, doji."""
 
     num_classes = 4
+    target = "candle"
     shape = ("T", 4)

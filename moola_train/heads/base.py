@@ -85,6 +85,8 @@ class Head(nn.Module):
 
     name: ClassVar[str]
     what: ClassVar[str]
+    target: ClassVar[str]
+    """What of a batch its loss reads: -1 or NaN where an item is not labelled."""
     shape: ClassVar[tuple[int | str, ...]]
     """Of one window's output; C, T and F stand for classes, bars and features."""
     log_sigma: ClassVar[float | None] = 0.0
@@ -108,6 +110,12 @@ class Head(nn.Module):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled items of a batch, 0 where there are none."""
         raise NotImplementedError
+
+    def num_labelled(self, batch: Batch) -> Tensor:
+        """Number of items that the loss of a batch is a mean over, int64."""
+        values = batch[self.target]
+        known = ~values.isnan() if values.is_floating_point() else values >= 0
+        return known.sum()
 
     def initialise(self, priors: TargetPriors) -> None:
         """Start at what the floor predicts, so that the first loss is the floor's.

@@ -15,6 +15,7 @@ from moola_train.targets import TargetPriors
 class Countdown(Head):
     """Dropout -> Linear at every step: [B, T], in the target's units of 0 to 1."""
 
+    target = "countdown"
     shape = ("T",)
 
     def __init__(self, settings: HeadSettings) -> None:

@@ -22,6 +22,7 @@ class Edges(Head):
     start. The same bias at every bar, which is all the layer has, changes no softmax over time.
     """
 
+    target = "start"
     shape = ("T", 2)
     span_priority = 3
 

@@ -15,6 +15,7 @@ from moola_train.targets import TargetPriors
 class Pointers(Head):
     """Summary -> Dropout -> Linear -> sigmoid: [B, 2], each in (0, 1)."""
 
+    target = "pointers"
     shape = (2,)
     reads_summary = True
     log_sigma = -0.30

@@ -12,6 +12,7 @@ from moola_train.heads.base import Batch, Head, HeadInput, HeadSettings, registe
 class Reconstruction(Head):
     """Linear at every step: [B, T, F], without dropout."""
 
+    target = "mask"
     shape = ("T", "F")
 
     def __init__(self, settings: HeadSettings) -> None:
@@ -25,11 +26,19 @@ class Reconstruction(Head):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Huber over the bars that were masked and are valid."""
-        mask = batch["mask"]  # [T, B]
-        if "valid" in batch:
-            mask = mask & batch["valid"]
-        return losses.reconstruction_huber(output, batch["features"].transpose(0, 1), mask.T)
+        features = batch["features"].transpose(0, 1)
+        return losses.reconstruction_huber(output, features, _asked(batch).T)
+
+    def num_labelled(self, batch: Batch) -> Tensor:
+        """Number of bars that were masked and are valid."""
+        return _asked(batch).sum()
 
     def decode(self, output: Tensor) -> dict[str, Tensor]:
         """``features`` float [B, T, F]."""
         return {"features": output}
+
+
+def _asked(batch: Batch) -> Tensor:
+    """Which bars count: bool [T, B]."""
+    mask = batch["mask"]
+    return mask & batch["valid"] if "valid" in batch else mask

@@ -22,6 +22,7 @@ class Span(Head):
     takes log w off again.
     """
 
+    target = "span"
     shape = ("T",)
     span_priority = 2
 

@@ -16,6 +16,7 @@ from moola_train.targets import TargetPriors
 class SpanCrfHead(Head):
     """Dropout -> Linear at every step, and the chain over them: emissions [B, T, 2]."""
 
+    target = "span"
     shape = ("T", NUM_TAGS)
     span_priority = 4
 
@@ -30,11 +31,14 @@ class SpanCrfHead(Head):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Negative log likelihood over length, mean over the windows labelled at every bar."""
-        span = batch["span"]  # [B, T]
-        labelled = span.isfinite().all(dim=1)
+        span, labelled = batch["span"], _labelled(batch)  # [B, T], [B]
         path = torch.where(labelled.unsqueeze(1), span, 0.0).round().long()
         per_window = self.crf.negative_log_likelihood(output, path) / span.shape[1]
         return losses.known_mean(per_window, labelled)
+
+    def num_labelled(self, batch: Batch) -> Tensor:
+        """Number of windows that are labelled at every bar."""
+        return _labelled(batch).sum()
 
     def initialise(self, priors: TargetPriors) -> None:
         """Start at independent bars that lie inside with the share p."""
@@ -51,3 +55,8 @@ class SpanCrfHead(Head):
         """
         start, end = self.crf.best_span(output)
         return {"start": start, "end": end, "span_path": self.crf.best_path(output)}
+
+
+def _labelled(batch: Batch) -> Tensor:
+    """Which windows are labelled at every bar: bool [B]."""
+    return batch["span"].isfinite().all(dim=1)

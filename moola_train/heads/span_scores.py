@@ -29,6 +29,7 @@ class SpanScores(Head):
     A semi-Markov model with a single segment (Sarawagi and Cohen, NIPS 2004).
     """
 
+    target = "start"
     shape = ("T", NUM_LENGTHS)
     span_priority = 5
 

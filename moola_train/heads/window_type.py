@@ -19,6 +19,7 @@ class TypeHead(Head):
     Its loss is cross-entropy, or focal (Lin et al., 2017) with a gamma above 0 or class weights.
     """
 
+    target = "type"
     shape = ("C",)
     reads_summary = True
 

@@ -21,6 +21,10 @@ LEAVES = {
 }
 
 
+def focal(weights: str) -> dict[str, Any]:
+    return {"loss": {"type_loss": "focal", "class_weights": weights}}
+
+
 def refused(make: Any) -> str:
     with pytest.raises(ConfigError) as raised:
         make()
@@ -102,6 +106,12 @@ def test_every_number_has_bounds(path: str) -> None:
         ({"data": {"classes": "a,,b"}}, "data.classes is 'a,,b'; give names that differ"),
         ({"data": {"classes": "a, b, a"}}, "data.classes is 'a, b, a'; give names that differ"),
         ({"data": {"classes": ["a", "b"]}}, "data.classes is ['a', 'b']; it must be text"),
+        ({"loss": {"class_weights": "1, 2"}}, "loss.class_weights is '1, 2', which does nothing"),
+        (focal("1, x"), "loss.class_weights is '1, x'; give numbers with commas between"),
+        (focal("1, -2"), "loss.class_weights is -2.0; it must be"),
+        (focal("1, 0"), "loss.class_weights is 0.0; it must be"),
+        (focal("1, nan"), "loss.class_weights is nan; it must be"),
+        (focal("1, 2, 3"), "loss.class_weights has 3 numbers; data.classes has 2, give one for"),
     ],
 )
 def test_what_is_wrong_is_named(values: dict[str, Any], part: str) -> None:
@@ -114,6 +124,12 @@ def test_classes_are_names_with_commas_between() -> None:
     assert config.data.class_names == ("a", "none", "b")
     message = refused(lambda: RunConfig().override({"data.classes": "macro,none"}))
     assert "f1_macro is the mean of all classes, rename macro" in message
+
+
+def test_weights_are_numbers_with_commas_between() -> None:
+    assert RunConfig().loss.weights == ()
+    asked = {"loss.type_loss": "focal", "loss.class_weights": "1,1.17"}
+    assert RunConfig().override(asked).loss.weights == (1.0, 1.17)
 
 
 @pytest.mark.parametrize("path", ["loop", "loop.", "nothing.x", "loop.epoch", ""])

@@ -264,6 +264,7 @@ class TestRuns:
             {
                 "model.layers": 2, "model.recurrent_dropout": 0.2, "model.position": True,
                 "model.head_dropout": 0.1, "loss.type_loss": "focal", "loop.epochs": 1,
+                "loss.class_weights": "1, 1.17",
             }
         )  # fmt: skip
         run(task, tmp_path / "run", config)
@@ -274,6 +275,7 @@ class TestRuns:
         assert settings["position"] is True
         assert settings["head_dropout"] == 0.1
         assert settings["focal_gamma"] == 2.0
+        assert settings["class_weights"] == (1.0, 1.17)
         assert settings["num_classes"] == 2
 
     def test_window_ids_may_be_anything(self, tmp_path: Path) -> None:

@@ -148,6 +148,25 @@ def test_windows_without_labels_count_for_nothing(
     assert not head.output.weight.grad.any()
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_loss_is_a_mean_over_what_is_labelled(
+    name: str, inputs: HeadInput, batch: dict[str, Tensor]
+) -> None:
+    """So the means of two parts, each with its number of items, make the mean of both."""
+    batch["swing"][2, :40] = -1
+    batch["valid"] = torch.rand(LENGTH, NUM_WINDOWS) < 0.8
+    head, by_bar = make(name), ("features", "mask", "valid")
+    output = head(inputs).detach()
+    total, count = 0.0, 0
+    for rows in (slice(0, 2), slice(2, 4)):
+        part = {key: v[:, rows] if key in by_bar else v[rows] for key, v in batch.items()}
+        labelled = int(head.num_labelled(part))
+        total += head.loss(output[rows], part).item() * labelled
+        count += labelled
+    assert count == int(head.num_labelled(batch)) > 0
+    assert head.loss(output, batch).item() == pytest.approx(total / count, rel=1e-5)
+
+
 def test_crf_loss_is_the_negative_log_likelihood_over_the_length(
     inputs: HeadInput, batch: dict[str, Tensor]
 ) -> None:
