@@ -131,7 +131,7 @@ def build(
     if grow:
         config = config_of(target, config)
     recipe = Recipe(
-        config=config or FeatureConfig(), column_map=column_map, on_bad_bars=on_bad_bars,
+        config=FeatureConfig.or_standard(config), column_map=column_map, on_bad_bars=on_bad_bars,
         force=force, append=grow,
     )  # fmt: skip
     with _runner(dask) as runner:

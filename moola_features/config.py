@@ -127,6 +127,24 @@ class FeatureConfig:
         return max(self.warmup_bars, *(column.look_back for column in spec.columns(self)))
 
     @classmethod
+    def or_standard(cls, config: Any) -> Self:
+        """Return a configuration, or the standard profile for None.
+
+        Raises
+        ------
+        ConfigError
+            Anything else, such as a profile's name.
+        """
+        if config is None:
+            return cls()
+        if not isinstance(config, cls):
+            raise ConfigError(
+                f"config is {config!r}; give a FeatureConfig, such as "
+                "FeatureConfig.profile('wide'), or None for the standard profile"
+            )
+        return config
+
+    @classmethod
     def profile(cls, name: str, **overrides: Any) -> Self:
         """Make one of the named profiles, with single values overridden.
 

@@ -21,6 +21,7 @@ from moola_features.times import time_text
 # Of a thread at a time. Where two stretches meet, two threads touch the same huge page, and the
 # system fills it twice: a quarter of this made two threads slower than one, on fresh pages.
 STRETCH_BARS = 262_144
+MAX_WORKERS = 1_024  # threads; of many more the system refuses to start some
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ def compute(
     >>> features.values.shape, features.names[5]
     ((300, 11), 'range_z')
     """
-    config = config or FeatureConfig()
+    config = FeatureConfig.or_standard(config)
     num_workers = resolve_workers(workers)
     carried = FeaturePass(config)
     require_positive(bars, config)
@@ -175,8 +176,12 @@ def resolve_workers(workers: int | None, *, waiting: int = 0) -> int:
             else os.cpu_count() or 1
         )
         return cores + waiting
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"workers is {workers!r}; give a whole number from 1, or leave it out")
+    whole = isinstance(workers, int) and not isinstance(workers, bool)
+    if not whole or not 1 <= workers <= MAX_WORKERS:
+        raise ConfigError(
+            f"workers is {workers!r}; give a whole number from 1 to {MAX_WORKERS:,}, or leave it "
+            "out"
+        )
     return workers
 
 
@@ -209,7 +214,7 @@ def transform_windows(ohlc: ArrayLike, config: FeatureConfig | None = None) -> N
     >>> mf.transform_windows(np.full((2, 105, 4), 7.0)).shape
     (2, 105, 11)
     """
-    config = config or FeatureConfig()
+    config = FeatureConfig.or_standard(config)
     prices = _checked_windows(ohlc, config)
     num_windows, length = prices.shape[:2]
     carried = FeaturePass(config)
@@ -238,11 +243,11 @@ def swings(bars: Bars, config: FeatureConfig | None = None) -> Swings:
     """
     from moola_features.kernels.swings import swings as kernel
 
-    config = config or FeatureConfig()
+    config = FeatureConfig.or_standard(config)
     carried = FeaturePass(config)
     starts = segment_starts(bars.time, config.max_gap_ns, None)
     depth = max(history_depth(config), config.atr_period)  # of a family that may need no ATR itself
-    parts = []
+    parts = [(np.empty(0, np.bool_), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     for start, stop in segment_bounds(starts, len(bars)).tolist():
         size = stop - start
         found = (

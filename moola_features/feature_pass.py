@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moola_features.kernels.compiled import Kernel
 
 _ZSCORE_DEPTH = spec.ZSCORE_PERIOD
+_MOST_BARS = 1 << 62  # of a segment, so that counting on leaves room
 
 
 class FeaturePass:
@@ -132,8 +133,25 @@ class FeaturePass:
                 f"state carries history of shape {list(history.shape)}, this configuration needs "
                 f"{list(made.history.shape)}; use the configuration that the state was saved with"
             )
+        if not _is_possible(made.carried[0]):
+            raise StreamError(
+                "state counts bars that cannot have been; pass what state() returned, whole"
+            )
         made.history[:] = history
         return made
+
+
+def _is_possible(state: np.void) -> bool:
+    """Whether positions lie in the segment that has been seen, or stand for none."""
+    index, leg = int(state["index"]), int(state["leg"])
+    swings = (int(state["swing_high_index"]), int(state["swing_low_index"]))
+    return (
+        0 <= index <= _MOST_BARS
+        and leg in (-1, 0, 1)
+        and 0 <= int(state["extreme_index"]) <= index
+        and all(-1 <= position < max(index, 1) for position in swings)
+        and bool(state["mean_range"] >= 0)
+    )
 
 
 def kernel_of(config: FeatureConfig) -> Kernel:

@@ -58,5 +58,7 @@ def segment_bounds(starts: NDArray[np.int64], num_bars: int) -> NDArray[np.int64
     --------
     >>> segment_bounds(np.array([0, 2]), 3).tolist()
     [[0, 2], [2, 3]]
+    >>> segment_bounds(np.array([], np.int64), 0).shape
+    (0, 2)
     """
-    return np.column_stack([starts, np.append(starts[1:], num_bars)]).astype(np.int64)
+    return np.column_stack([starts, np.append(starts, num_bars)[1:]]).astype(np.int64)

@@ -51,7 +51,7 @@ class Stream:
     """
 
     def __init__(self, config: FeatureConfig | None = None) -> None:
-        self.config = config or FeatureConfig()
+        self.config = FeatureConfig.or_standard(config)
         self.valid = False
         self.num_bars = 0
         self._last_time: int | None = None
@@ -175,9 +175,16 @@ class Stream:
             last_time = state["last_time"]
             made = cls(config)
             made._take_on(FeaturePass.from_state(config, state["pass"]))
-            made.num_bars = int(state["num_bars"])
+            made.num_bars = operator.index(state["num_bars"])
             made.valid = bool(state["valid"])
             made._last_time = None if last_time is None else int(last_time)
+            if made.num_bars < int(made._pass.carried["index"][0]) or (
+                (made._last_time is None) != (made.num_bars == 0)
+            ):
+                raise StreamError(
+                    f"state has {made.num_bars} bars and the last time {last_time!r}; pass what "
+                    "Stream.state() returned, whole"
+                )
         except StreamError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:

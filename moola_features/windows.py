@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from moola_features.store import Store
 
 
+_MOST_BARS = 1 << 40  # of a length or a stride, so that no sum of them leaves int64
+
+
 class Windows:
     """Windows of consecutive bars in a table of features.
 
@@ -289,6 +292,9 @@ def _outside(what: str, num_windows: int) -> WindowIndexError:
 
 def positive(name: str, value: int) -> int:
     """Return a length or a stride, or refuse it."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise WindowError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not 1 <= value <= _MOST_BARS:
+        raise WindowError(
+            f"{name} is {value!r}; it must be a whole number from 1 to {_MOST_BARS:,}"
+        )
     return int(value)

@@ -135,7 +135,9 @@ def fit(
             "nothing would tell one epoch from another; label some"
         )
     priors = TargetPriors.of(targets, labels.classes, parts["train"])
-    feature_config = store.config if store is not None else feature_config or FeatureConfig()
+    feature_config = (
+        store.config if store is not None else FeatureConfig.or_standard(feature_config)
+    )
     features_of, columns = _features(labels, store, feature_config)
     types = targets["type"][parts["train"]]
     windows = {name: features_of(rows) for name, rows in parts.items()}

@@ -16,6 +16,7 @@ import zarr
 import moola_features as mf
 from moola_features.errors import StoreError
 from moola_features.store.checksums import as_text, from_text, of_attributes
+from moola_features.store.summary import summarise
 from tests.markets import CHUNK, assert_store_holds, frame, walk
 from tests.stores import by_name, edit_attributes
 
@@ -106,6 +107,14 @@ def test_attributes(store, name):
         f"{store}: attributes are not what was written: CRC-32 is {after}, not {before}; "
         "restore it from a copy, or rebuild the store with --force"
     )
+
+
+@pytest.mark.parametrize("name", ["gaps", "input", "num_valid", "first_time"])
+def test_what_was_edited_by_hand_is_not_summarised(store, name):
+    summarise(store)
+    edit_attributes(store, lambda attributes: attributes.update({name: None}))
+    with pytest.raises(StoreError, match="attributes are not what was written"):
+        summarise(store)
 
 
 def test_the_order_of_attributes_does_not_matter(store):

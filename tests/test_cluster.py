@@ -243,6 +243,16 @@ class TestRefusals:
             "the address"
         )
 
+    @pytest.mark.parametrize("address", ["garbage", "", "tcp://", "tcp://host", "host:port"])
+    def test_no_address(self, address, tmp_path):
+        began = time.monotonic()
+        with pytest.raises(RemoteError) as caught:
+            mf.build(walk(200), tmp_path / "x.zarr", dask=address)
+        assert str(caught.value) == (
+            f"--dask is {address!r}; give the address of a scheduler, such as tcp://host:8786"
+        )
+        assert time.monotonic() - began < 5  # nobody is waited for
+
     def test_no_workers(self, tmp_path):
         with contextlib.closing(Cluster(tmp_path)) as alone:
             message = refused(RemoteError, walk(300), tmp_path / "x.zarr", dask=alone.address)

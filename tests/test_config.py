@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import moola_features as mf
 from moola_features.config import MAX_PERIOD, PROFILES
 from moola_features.errors import ConfigError
+from tests.markets import walk
 
 FIELDS = {field.name: field.default for field in dataclasses.fields(mf.FeatureConfig)}
 
@@ -42,6 +43,14 @@ OTHERS: dict[str, Any] = {
     "consol_proxy": True,
     "context": True,
 }
+
+TAKERS = (
+    lambda config: mf.compute(walk(20), config),
+    lambda config: mf.swings(walk(20), config),
+    lambda config: mf.transform_windows(np.ones((1, 105, 4)), config),
+    mf.Stream,
+    lambda config: mf.build(walk(200), "nowhere.zarr", config),
+)
 
 HOUR_NS = 3_600 * 10**9
 
@@ -196,6 +205,18 @@ class TestProfiles:
         with pytest.raises(ConfigError) as caught:
             mf.FeatureConfig.profile(name)
         assert str(caught.value) == (f"profile is {name!r}; choose one of standard, wide, faithful")
+
+    @pytest.mark.parametrize(
+        "take", TAKERS, ids=["compute", "swings", "windows", "stream", "build"]
+    )
+    @pytest.mark.parametrize("config", ["wide", {}, 0, mf.FeatureConfig])
+    def test_a_name_is_no_configuration(self, take, config):
+        with pytest.raises(ConfigError) as caught:
+            take(config)
+        assert str(caught.value) == (
+            f"config is {config!r}; give a FeatureConfig, such as FeatureConfig.profile('wide'), "
+            "or None for the standard profile"
+        )
 
     def test_unknown_override(self):
         with pytest.raises(ConfigError, match="unknown setting 'clip'; the settings are atr_per"):

@@ -260,6 +260,19 @@ def test_chunk_free_on_hostile_bars(name: str, config: mf.FeatureConfig) -> None
     assert_chunk_free(bars, config, range(7, len(bars), 7))
 
 
+@all_configs
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_bars_make_no_features(config: mf.FeatureConfig, workers: int) -> None:
+    bars = HOSTILE[next(iter(HOSTILE))].bars()[:0]
+    found = mf.compute(bars, config, workers=workers)
+    assert found.values.shape == (0, len(config.names))
+    assert found.valid.shape == (0,)
+    assert found.segments.shape == (0, 2)
+    swings = mf.swings(bars, config)
+    assert [len(x) for x in (swings.is_high, swings.index, swings.confirmed_index)] == [0, 0, 0]
+    assert swings.price.dtype == np.float64
+
+
 # --- stream ----------------------------------------------------------------------------------
 
 

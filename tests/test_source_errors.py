@@ -52,6 +52,16 @@ def test_a_missing_file(tmp_path: Path) -> None:
         mf.read_bars(str(tmp_path / "nowhere" / "nq.csv"))
 
 
+@pytest.mark.parametrize("symbols", [[["A"]] * NUM_BARS, [{"a": 1}] * NUM_BARS, [b"A"] * NUM_BARS])
+def test_symbols_that_are_no_text(symbols: list[Any], tmp_path: Path) -> None:
+    frame = as_frame().with_columns(symbol=pl.Series(symbols))
+    frame.write_parquet(tmp_path / "nq.parquet")
+    for source in (frame, tmp_path / "nq.parquet"):
+        message = message_of(source)
+        assert f"symbol is column 'symbol' of type {frame['symbol'].dtype} such as" in message
+        assert message.endswith("not text; convert it, or map symbol to another column")
+
+
 def test_a_folder(tmp_path: Path) -> None:
     assert message_of(tmp_path).endswith("is a folder; give one file of bars")
 

@@ -273,12 +273,12 @@ def test_frozen_state_goes_on() -> None:
     np.testing.assert_array_equal(as_bits(values), as_bits(expected.values[200:]))
 
 
-@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2", 1_025, 100_000])
 def test_workers_that_are_none(workers: object) -> None:
     with pytest.raises(ConfigError) as caught:
         mf.compute(walk(10), workers=workers)
     assert str(caught.value) == (
-        f"workers is {workers!r}; give a whole number from 1, or leave it out"
+        f"workers is {workers!r}; give a whole number from 1 to 1,024, or leave it out"
     )
 
 

@@ -108,6 +108,16 @@ class TestInputs:
         assert message.startswith(f"{tmp_path}/empty: no file in this folder ends in one of .parq")
         assert names_in(tmp_path) == ["data", "empty"]
 
+    def test_a_folder_that_may_not_be_read(self, data, tmp_path, monkeypatch):
+        def refuse(_: Path) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "iterdir", refuse)  # permissions themselves do not stop root
+        message = refused(BarsNotFoundError, data, tmp_path / "u.zarr")
+        assert message == (
+            f"{data} cannot be listed: permission denied; name a folder that you may read"
+        )
+
     def test_two_of_one_name(self, data, tmp_path):
         other = tmp_path / "other"
         shutil.copytree(data, other)

@@ -130,7 +130,7 @@ class TestStarts:
 
 
 class TestRefused:
-    @pytest.mark.parametrize("value", [0, -1, 1.0, "105", True])
+    @pytest.mark.parametrize("value", [0, -1, 1.0, "105", True, 2**63, 2**70])
     def test_lengths_and_strides(self, store, value):
         with pytest.raises(WindowError, match=f"length is {value!r}; it must be a whole number"):
             store.windows(length=value)

@@ -172,6 +172,22 @@ def price_array(column: pl.Series, name: str, *, from_text: bool) -> Float64:
     return values
 
 
+def symbol_text(column: pl.Series) -> pl.Series:
+    """Convert a column of symbols to text.
+
+    Raises
+    ------
+    BarsError
+        A column of lists, structures or bytes.
+    """
+    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
+        raise BarsError(
+            f"symbol is column {column.name!r} of type {column.dtype}{example(column)}, not text; "
+            "convert it, or map symbol to another column"
+        )
+    return column.cast(pl.String)
+
+
 def parsed_numbers(text: pl.Series, dtype: pl.DataType) -> pl.Series:
     """Read text as numbers; null where a cell holds none."""
     values = text.cast(dtype, strict=False)

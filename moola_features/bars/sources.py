@@ -22,7 +22,7 @@ from moola_features.bars.checks import (
     require_on_bad_bars,
     take_rows,
 )
-from moola_features.bars.columns import BarColumns, find_columns, price_array
+from moola_features.bars.columns import BarColumns, find_columns, price_array, symbol_text
 from moola_features.bars.files import Reader, decoding, open_reader
 from moola_features.bars.times import TimeReader, join_date_and_time
 from moola_features.errors import BarsError
@@ -189,7 +189,7 @@ class BarSource:
         found: dict[str, None] = {}
         first_row = 0
         for frame in self._frames([name]):
-            symbols = frame[name].cast(pl.String)
+            symbols = symbol_text(frame[name])
             missing = symbols.str.strip_chars().fill_null("") == ""
             if missing.any():
                 row = first_row + int(missing.arg_max() or 0)
@@ -299,7 +299,7 @@ class BarSource:
             for digest, values in zip(digests, arrays, strict=False):
                 digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
             if self.columns.symbol is not None:
-                lines = frame[self.columns.symbol].cast(pl.String).fill_null("").to_list()
+                lines = symbol_text(frame[self.columns.symbol]).fill_null("").to_list()
                 digests[-1].update("".join(f"{line}\n" for line in lines).encode())
         return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
@@ -333,7 +333,7 @@ class BarSource:
         if column is None or len(self.symbols) == 1:
             yield None, None
             return
-        symbols = frame.select(symbol=pl.col(column).cast(pl.String)).with_row_index("rows")
+        symbols = pl.DataFrame({"symbol": symbol_text(frame[column])}).with_row_index("rows")
         rows = pl.col("rows").cast(pl.Int64)
         groups = symbols.group_by("symbol", maintain_order=True).agg(rows)
         for name, positions in zip(groups["symbol"], groups["rows"], strict=True):

@@ -7,6 +7,7 @@ way back; bars and features go from and to the shared store.
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 import time
 import uuid
@@ -45,6 +46,10 @@ class Dask:
     """
 
     def __init__(self, address: str) -> None:
+        if not re.fullmatch(r"([a-z]+://)?[^/\s]+:\d{1,5}", address):
+            raise RemoteError(
+                f"--dask is {address!r}; give the address of a scheduler, such as tcp://host:8786"
+            )
         try:
             import distributed
         except ImportError as error:

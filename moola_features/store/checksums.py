@@ -95,7 +95,7 @@ def require_intact(folder: Path, attributes: Mapping[str, Any], num_columns: int
     return len(files)
 
 
-def require_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
+def require_attributes(folder: Path | str, attributes: Mapping[str, Any]) -> None:
     """Compare the checksum of a group's attributes, which must have one.
 
     Raises

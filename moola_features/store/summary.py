@@ -10,7 +10,7 @@ from typing import Any
 
 from moola_features.errors import StoreError
 from moola_features.remote.objects import is_remote, local_path
-from moola_features.store import read_attributes, undisturbed
+from moola_features.store import checksums, read_attributes, undisturbed
 from moola_features.store.layout import bar_arrays, chunk_bytes, num_chunks
 
 _AT_ONCE = 16  # requests
@@ -110,6 +110,8 @@ def _remote_summaries(address: str) -> tuple[Summary, ...]:
 
 
 def _summary(folder: Path | str, attributes: dict[str, Any]) -> Summary:
+    if checksums.has_checksums(attributes):
+        checksums.require_attributes(folder, attributes)
     kept = (
         "symbol", "num_bars", "num_segments", "num_valid", "num_flat", "first_time", "last_time",
         "gaps", "dropped", "config", "input", "versions",

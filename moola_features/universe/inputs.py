@@ -133,7 +133,7 @@ def _files(text: str) -> Sequence[Path | str]:
         return matching(text) if names_files(text) else [text]
     text, path = str(place), Path(place)
     if path.is_dir():
-        found = sorted(entry for entry in path.iterdir() if _is_named_like_bars(entry))
+        found = sorted(entry for entry in _entries(path) if _is_named_like_bars(entry))
         if not found:
             kinds = ", ".join(_KINDS)
             raise BarsNotFoundError(f"{path}: no file in this folder ends in one of {kinds}")
@@ -145,6 +145,16 @@ def _files(text: str) -> Sequence[Path | str]:
     if not found:
         raise BarsNotFoundError(f"{text}: no file has a name like this; give another pattern")
     return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        what = (error.strerror or str(error)).lower()
+        raise BarsNotFoundError(
+            f"{folder} cannot be listed: {what}; name a folder that you may read"
+        ) from error
 
 
 def _is_named_like_bars(path: Path) -> bool:

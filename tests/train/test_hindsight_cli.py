@@ -81,7 +81,7 @@ def test_label_as_json(moola: Moola, store: Path, tmp_path: Path) -> None:
         (("--keep", "none,none"), 2, ("--keep is 'none,none'", "give names that differ")),
         (("--from", "noon"), 2, ("'noon'", "give a time such as")),
         (("--from", "2031-01-01"), 1, ("no valid window of 105 bars there", "another period")),
-        (("--stride", 0), 1, ("stride is 0", "at least 1")),
+        (("--stride", 0), 1, ("stride is 0", "whole number from 1")),
         (("--max-gap-minutes", 0), 2, ("max_gap_minutes is 0", "0.001")),
         (("--stride", 10**20), 2, ("stride is 100000000000000000000", "at most")),
         (("--max-span-minutes", 9), 1, ("is labelled consolidation or retracement", "keep more")),
