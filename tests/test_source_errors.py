@@ -52,7 +52,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
         mf.read_bars(str(tmp_path / "nowhere" / "nq.csv"))
 
 
-@pytest.mark.parametrize("symbols", [[["A"]] * NUM_BARS, [{"a": 1}] * NUM_BARS, [b"A"] * NUM_BARS])
+@pytest.mark.parametrize(
+    "symbols", [[["A"]] * NUM_BARS, [{"a": 1}] * NUM_BARS, [b"\xff"] * NUM_BARS]
+)
 def test_symbols_that_are_no_text(symbols: list[Any], tmp_path: Path) -> None:
     frame = as_frame().with_columns(symbol=pl.Series(symbols))
     frame.write_parquet(tmp_path / "nq.parquet")

@@ -379,8 +379,9 @@ def test_symbols_are_told_apart(
         assert_same(mf.read_bars(source, symbol=name), expected)
 
 
-def test_categories_are_symbols(tmp_path: Path) -> None:
-    frame = several(interleaved=True).with_columns(pl.col("symbol").cast(pl.Categorical))
+@pytest.mark.parametrize("dtype", [pl.Categorical, pl.Binary])
+def test_categories_and_bytes_are_symbols(dtype: Any, tmp_path: Path) -> None:
+    frame = several(interleaved=True).with_columns(pl.col("symbol").cast(dtype))
     for form in (parquet_file, FRAMES["polars"], FRAMES["pandas"]):
         assert_same(mf.read_bars(form(frame, tmp_path), symbol="ES"), SYMBOLS["ES"])
 

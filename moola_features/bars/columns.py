@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -178,14 +179,15 @@ def symbol_text(column: pl.Series) -> pl.Series:
     Raises
     ------
     BarsError
-        A column of lists, structures or bytes.
+        A column of lists or structures, or of bytes that are not text in UTF-8.
     """
-    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
-        raise BarsError(
-            f"symbol is column {column.name!r} of type {column.dtype}{example(column)}, not text; "
-            "convert it, or map symbol to another column"
-        )
-    return column.cast(pl.String)
+    if not column.dtype.is_nested() and column.dtype != pl.Object:
+        with contextlib.suppress(pl.exceptions.ComputeError):  # bytes that are no UTF-8
+            return column.cast(pl.String)
+    raise BarsError(
+        f"symbol is column {column.name!r} of type {column.dtype}{example(column)}, not text; "
+        "convert it, or map symbol to another column"
+    )
 
 
 def parsed_numbers(text: pl.Series, dtype: pl.DataType) -> pl.Series:
