@@ -456,6 +456,27 @@ class TestUniverse:
         assert names_in(target) == ["A", "B", "C", "D", "NEW", "zarr.json"]
         assert names_in(tmp_path) == ["u.zarr"]
 
+    def test_a_damaged_one_does_not_stop_the_others(self, tmp_path):
+        target = tmp_path / "u.zarr"
+        mf.build(self.table(A=300, B=400, C=350), target, CONFIG)
+        path = target / "B" / "features" / "c" / "0" / "0"
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+        before = tree(target / "B")
+        report = mf.build(self.table(A=500, B=450, C=350), target, append=True)
+        assert report.num_appended == 200
+        assert {one.symbol: one.status for one in report.outcomes} == {
+            "A": "built", "B": "failed", "C": "unchanged",
+        }  # fmt: skip
+        (detail,) = [one.detail for one in report.outcomes if one.detail]
+        assert detail.startswith(f"file {path} is not what was written: ")
+        assert tree(target / "B") == before
+        universe = mf.open_store(target)
+        assert_store_holds(universe["A"], self.bars("A")[:500], CONFIG)
+        assert list(universe) == ["A", "B", "C"]
+        # Where nothing else is new, that is the whole story.
+        refused(StoreError, self.table(A=500, B=450), target, append=True)
+        assert names_in(tmp_path) == ["u.zarr"]
+
     def test_contradictions_name_the_symbol(self, tmp_path):
         target = tmp_path / "u.zarr"
         mf.build(self.table(A=300, B=400), target, CONFIG)

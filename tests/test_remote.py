@@ -249,6 +249,28 @@ class TestBuild:
             message == f"{bucket}/data/*.csv: no object has a name like this; give another pattern"
         )
 
+    def test_a_failure_under_another_configuration(self, bucket, tmp_path):
+        for seed, symbol in enumerate("AB"):
+            upload(write(walk(300, seed=seed), tmp_path / f"{symbol}.parquet"), f"{bucket}/data")
+        source, target = f"{bucket}/data/*.parquet", f"{bucket}/u.zarr"
+        mf.build(source, target)
+        (tmp_path / "A.parquet").write_bytes(b"junk")
+        upload(tmp_path / "A.parquet", f"{bucket}/data")
+        wide = mf.FeatureConfig.profile("wide")
+        lost, built = mf.build(source, target, wide, force=True).outcomes
+        assert (lost.status, built.status) == ("failed", "built")
+        end = f"; its store, of another configuration, stays at {target}/A alone"
+        assert lost.detail.endswith(end)
+        assert list(mf.open_store(target)) == ["B"]
+        assert len(mf.open_store(f"{target}/A")) == 300
+        # In the same configuration it stays in its place, and nothing of this is said.
+        (tmp_path / "B.parquet").write_bytes(b"junk")
+        upload(tmp_path / "B.parquet", f"{bucket}/data")
+        upload(write(walk(400), tmp_path / "A.parquet"), f"{bucket}/data")
+        _, failed = mf.build(source, target, wide, force=True).outcomes
+        assert (failed.status, "another configuration" in failed.detail) == ("failed", False)
+        assert list(mf.open_store(target)) == ["A", "B"]
+
     def test_a_file_of_several_symbols(self, bucket, tmp_path):
         table = frame(walk(300, seed=1), "A/B").vstack(frame(walk(310, seed=2), "C"))
         table.sort("time").write_parquet(tmp_path / "many.parquet")

@@ -25,7 +25,7 @@ from moola_features.bars.checks import (
 from moola_features.bars.columns import BarColumns, find_columns, price_array, symbol_text
 from moola_features.bars.files import Reader, decoding, open_reader
 from moola_features.bars.times import TimeReader, join_date_and_time
-from moola_features.errors import BarsError
+from moola_features.errors import BarsError, MoolaError
 from moola_features.times import time_text
 
 BATCH_BARS = 131_072
@@ -199,7 +199,7 @@ class BarSource:
         return tuple(found)
 
     def batches(
-        self, symbol: str | None = None, *, refused: dict[str | None, BarsError] | None = None
+        self, symbol: str | None = None, *, refused: dict[str | None, MoolaError] | None = None
     ) -> Iterator[tuple[str | None, Bars]]:
         """Read the source from its start and yield checked pieces.
 
@@ -226,7 +226,7 @@ class BarSource:
         self.dropped = {}
         self.rows_read = 0
         checks: dict[str | None, BarCheck] = {}
-        wrong: dict[str | None, BarsError] = {} if refused is None else refused
+        wrong: dict[str | None, MoolaError] = {} if refused is None else refused
         for first_row, frame, arrays in self._arrays():
             self.rows_read = first_row + frame.height
             for name, rows in self._split(frame):

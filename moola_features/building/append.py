@@ -11,7 +11,7 @@ from moola_features.building.job import Job
 from moola_features.building.outcomes import FAILED, Outcome
 from moola_features.building.report import BuildReport
 from moola_features.config import FeatureConfig
-from moola_features.errors import BarsError, StoreError
+from moola_features.errors import BarsError, MoolaError, StoreError
 from moola_features.files import replaced_folder
 from moola_features.store import (
     Store,
@@ -47,9 +47,10 @@ def append(job: Job, target: Path, *, durable: bool = True) -> BuildReport:
         Bars that contradict what is stored, or too few for an instrument that is new; where
         others of a universe can go on, they do, and the report tells what is wrong with these.
     StoreError
-        A store that is damaged, was made by another moola, or is of other instruments.
+        A last chunk that is damaged, likewise; a store that cannot be opened, was made by another
+        moola, or is of other instruments.
     """
-    refused: dict[str | None, BarsError] = {}
+    refused: dict[str | None, MoolaError] = {}
     try:
         with replaced_folder(target, durable=durable) as folder:
             # Opened behind the lock: nobody replaces it from here on.
@@ -84,7 +85,7 @@ def append(job: Job, target: Path, *, durable: bool = True) -> BuildReport:
     )  # fmt: skip
 
 
-def _first_of(refused: dict[str | None, BarsError]) -> BarsError:
+def _first_of(refused: dict[str | None, MoolaError]) -> MoolaError:
     """What to say where nothing new will do."""
     first = next(iter(refused.values()))
     if len(refused) == 1:

@@ -16,7 +16,7 @@ from moola_features.building.outcomes import BUILT, KEPT, UNCHANGED
 from moola_features.building.overlap import Overlap
 from moola_features.building.tally import require_last_chunk, tally_of
 from moola_features.config import FeatureConfig
-from moola_features.errors import BarsError, StoreError
+from moola_features.errors import BarsError, MoolaError, StoreError
 from moola_features.files import clear_folder, link_tree
 from moola_features.store import Store, Universe
 from moola_features.store.layout import METADATA, bar_arrays, group_name
@@ -124,8 +124,8 @@ class GrowingInstruments:
     crew
         Runs the tasks.
     refused
-        Gets what is wrong with the bars of a symbol, which is then left as it stands; without it
-        that is raised.
+        Gets what is wrong with the bars of a symbol, or with its store, which is then left as it
+        stands; without it that is raised.
 
     Raises
     ------
@@ -143,7 +143,7 @@ class GrowingInstruments:
         *,
         in_rows: bool,
         crew: Crew,
-        refused: dict[str | None, BarsError] | None = None,
+        refused: dict[str | None, MoolaError] | None = None,
     ) -> None:
         self.crew = crew
         self._refused = refused
@@ -211,10 +211,10 @@ class GrowingInstruments:
 
     @contextlib.contextmanager
     def _refusing(self, name: str | None) -> Iterator[None]:
-        """Note what is wrong with the bars of a symbol, where that is not raised."""
+        """Note what is wrong with a symbol's bars or store, where that is not raised."""
         try:
             yield
-        except BarsError as error:
+        except (BarsError, StoreError) as error:
             if self._refused is None:
                 raise
             self._refused[name] = error

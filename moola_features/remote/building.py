@@ -13,7 +13,7 @@ from moola_features.building.instruments import universe_attributes
 from moola_features.building.job import Job, load_kernel
 from moola_features.building.make import make
 from moola_features.building.memory import peak_bytes
-from moola_features.building.outcomes import KEPT, REMOVED, UNCHANGED, Outcome
+from moola_features.building.outcomes import FAILED, KEPT, REMOVED, UNCHANGED, Outcome
 from moola_features.building.recipe import Recipe
 from moola_features.building.report import BuildReport, Clock, Progress
 from moola_features.config import FeatureConfig
@@ -139,6 +139,7 @@ def build_remote_universe(
             return report_of(objects.address, build.outcomes, clock, up_to_date=True)
         build.run([one for one in given.members if one.symbol not in unchanged], workers)
         left = symbols_left(build, standing)
+        _tell_lost(build, known)
         write_universe(folder, left, universe_attributes(recipe.config, given.source))
         objects.write(METADATA, (folder / METADATA).read_bytes())
     for symbol in missing if prune else ():
@@ -150,6 +151,21 @@ def build_remote_universe(
         objects.address, build.outcomes, clock,
         workers=workers, predicted_bytes=predicted, peak_bytes=peak_bytes(),
     )  # fmt: skip
+
+
+def _tell_lost(build: Build, known: dict[str, Any] | None) -> None:
+    """Say which stores of an old configuration nothing new took the place of.
+
+    A build on this machine refuses to lose them. Here the others have taken their places already.
+    """
+    if known is None or known.get("config") == build.recipe.config.to_dict():
+        return
+    for symbol in known.get("instruments", {}):
+        one = build.outcomes.get(symbol)
+        if one is not None and one.status == FAILED:
+            place = f"{build.address}/{group_name(symbol)}"
+            detail = f"{one.detail}; its store, of another configuration, stays at {place} alone"
+            build.outcomes[symbol] = dataclasses.replace(one, detail=detail)
 
 
 def _attributes(objects: Objects) -> dict[str, Any] | None:

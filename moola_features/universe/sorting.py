@@ -16,7 +16,7 @@ from moola_features.bars import Bars
 from moola_features.bars.checks import FIELDS, DroppedBars
 from moola_features.bars.columns import BarColumns
 from moola_features.bars.sources import BATCH_BARS, BarSource
-from moola_features.errors import BarsError
+from moola_features.errors import MoolaError
 from moola_features.universe.inputs import Input, Member
 
 _ROWS_OF_A_SYMBOL = 256  # wished for in a batch: each takes a check and a write of its own
@@ -95,7 +95,7 @@ def symbols_of(opened: BarSource, source: dict[str, Any]) -> Input:
     return Input(members, {**source, "sha256": digest}, opened)
 
 
-def sort_by_symbol(opened: BarSource, wanted: Mapping[str, SortedBars]) -> dict[str, BarsError]:
+def sort_by_symbol(opened: BarSource, wanted: Mapping[str, SortedBars]) -> dict[str, MoolaError]:
     """Read a source once and write the bars of each symbol behind each other.
 
     Parameters
@@ -114,7 +114,7 @@ def sort_by_symbol(opened: BarSource, wanted: Mapping[str, SortedBars]) -> dict[
     opened.batch_bars = min(
         max(opened.batch_bars, _ROWS_OF_A_SYMBOL * len(opened.symbols)), MAX_BATCH_BARS
     )
-    refused: dict[str | None, BarsError] = {}
+    refused: dict[str | None, MoolaError] = {}
     counts = dict.fromkeys(wanted, 0)
     only = opened.symbols[0] if len(opened.symbols) == 1 else None  # which a source calls None
     for name, bars in opened.batches(refused=refused):
