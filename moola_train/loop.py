@@ -117,6 +117,7 @@ class Loop:
             self._take = GraphedStep(self._step, CudaRecorder(device), train.paused)
         self._progress = Progress()
         self._checked = False
+        self._validated = False  # in this run or before it was resumed
         self._clock = (time.perf_counter(), 0.0, 0)  # at the last log: time, waited, windows
         self._num_windows = 0
 
@@ -145,6 +146,7 @@ class Loop:
                 f"{path} does not fit this run: {first}; name another run folder"
             ) from error
         if self._progress.best:
+            self._validated = True
             self._best_weights()  # now, rather than after hours
         progress = self._progress
         progress.num_records = self._run.keep_records(progress.num_records, last_step=progress.step)
@@ -192,6 +194,10 @@ class Loop:
                             self._validate()
                         status = self._ended()
                     self._save(LATEST)
+            if status in (FINISHED, OUT_OF_TIME) and not self._validated:
+                # It ended before the first validation was due. Behind the checkpoint: a run that
+                # goes on from there knows nothing of it, and ends as one that was never cut off.
+                self._validate()
         finally:
             self.model.encoder.requires_grad_(True)
         return Outcome(status, self._progress.step, self._train.epoch, self._progress.best)
@@ -248,6 +254,7 @@ class Loop:
 
     def _validate(self) -> None:
         progress = self._progress
+        self._validated = True
         self._step.tally.require_finite()
         self._step.average.swap()
         try:

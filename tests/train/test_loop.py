@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import moola_train.loop as loop_module
 import moola_train.step as step_module
 from moola_features import transform_windows
 from moola_features.config import FeatureConfig
@@ -263,6 +265,35 @@ class TestStopping:
         found = loop_of(tmp_path / "run", config).run()
         assert found.status == "out of time"
         assert load_checkpoint(tmp_path / "run" / LATEST)["progress"]["step"] == found.step
+
+    def test_a_run_of_less_than_an_epoch_is_validated_at_its_end(self, tmp_path: Path) -> None:
+        config = config_of(**{"loop.max_steps": 4, "optimiser.ema_decay": 0.5})
+        loop = loop_of(tmp_path / "run", config)
+        found = loop.run()
+        assert (found.status, found.step, found.epoch) == ("finished", 4, 0)
+        assert found.best["step"] == 4
+        scores = Supervised(priors_of()).score
+        last = scores(loop.model, loader_of("val", config))["loss"].value
+        loop.load_best()
+        best = scores(loop.model, loader_of("val", config))["loss"].value
+        assert best == found.best["value"] == found.best["metrics"]["loss"]["value"] != last
+        lines = (tmp_path / "run" / METRICS).read_text().splitlines()
+        parts = [json.loads(line)["part"] for line in lines]
+        assert parts == ["val"]
+        # A run that goes on has not been cut off: nothing of that is in its checkpoint.
+        assert load_checkpoint(tmp_path / "run" / LATEST)["progress"]["best"] == {}
+
+    def test_a_run_without_time_is_validated_at_its_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seconds = itertools.count()
+        monkeypatch.setattr(loop_module.time, "monotonic", lambda: next(seconds))
+        found = loop_of(tmp_path / "run", config_of(loop__max_minutes=3 / 60)).run()
+        assert (found.status, found.epoch, found.best["step"]) == ("out of time", 0, found.step)
+
+    def test_a_run_that_was_validated_is_not_so_again(self, tmp_path: Path) -> None:
+        found = self.outcome(tmp_path, [math.nan], **{"loop.max_steps": 6 + 2})
+        assert (found.step, found.best) == (6 + 2, {})
 
 
 class TestCollapse:
