@@ -82,6 +82,16 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def seen(folder: Path, pattern: str) -> list[Path]:
+    """What has a name like this in a folder that somebody else is at work in."""
+    try:
+        return list(folder.glob(pattern))
+    except (
+        FileNotFoundError
+    ):  # something was listed, and got another name before it was looked into
+        return []
+
+
 def run_python(script: str, *arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a script in an interpreter of its own, warnings being errors, and expect success."""
     found = subprocess.run(

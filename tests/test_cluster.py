@@ -19,7 +19,7 @@ import pytest
 import moola_features as mf
 from moola_features.cluster import ranges as ranges_
 from moola_features.errors import BarsError, ConfigError, RemoteError
-from tests.markets import CHUNK, environment, frame, names_in, refused, tree, walk, write
+from tests.markets import CHUNK, environment, frame, names_in, refused, seen, tree, walk, write
 from tests.strategies import to_bars
 
 pytest.importorskip("distributed")
@@ -221,7 +221,7 @@ class TestInstruments:
 
             thread = threading.Thread(target=build)
             thread.start()
-            while thread.is_alive() and not [*left.glob("**/features/c/*/0")]:
+            while thread.is_alive() and not seen(left, "**/features/c/*/0"):
                 time.sleep(0.002)
             under_way = thread.is_alive()
             victim.send_signal(signal.SIGKILL)
@@ -251,7 +251,7 @@ class TestRefusals:
         assert str(caught.value) == (
             f"--dask is {address!r}; give the address of a scheduler, such as tcp://host:8786"
         )
-        assert time.monotonic() - began < 5  # nobody is waited for
+        assert time.monotonic() - began < 15  # nobody is waited for
 
     def test_no_workers(self, tmp_path):
         with contextlib.closing(Cluster(tmp_path)) as alone:

@@ -282,7 +282,7 @@ def test_a_full_disk_says_what_is_kept(bars, tmp_path, monkeypatch):
     target = tmp_path / "x.zarr"
     with monkeypatch.context() as patch:
         TestFullDisk().fill_up(patch, 18)
-        message = refused(OutputError, bars, target, CONFIG)
+        message = refused(OutputError, bars, target, CONFIG, workers=1)
     assert message.endswith(
         f"; what is finished stays in {tmp_path}/.x.zarr.building, to be gone on from"
     )
