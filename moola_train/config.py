@@ -67,7 +67,7 @@ class DataConfig:
 class ModelConfig:
     """A preset, and what of it to override; None keeps the preset's own value."""
 
-    preset: str = "jade-compact"
+    preset: str = "jade-span"
     hidden: int | None = None
     layers: int | None = None
     input_dropout: float | None = None

@@ -114,7 +114,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "jade-compact": Preset(
-        "small, for a few hundred labelled windows: type, pointers, span and countdown",
+        "small: type, pointers and countdown, and the span bar by bar",
         ModelSettings(
             # No dropout: with any of it the type collapsed on some draws of 174 labels, as
             # docs/benchmarks.md shows.
@@ -147,7 +147,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "jade-span": Preset(
-        "one distribution over all spans, and the type read where they are",
+        "recommended: one distribution over all spans, and the type read where they are",
         ModelSettings(
             input_dropout=0.1, head_dropout=0.3, heads=("span_scores", "type_before_span")
         ),

@@ -22,6 +22,7 @@ let following = null; // the one after it
 let choice = null; // a class, NONE, UNCLEAR or null
 let touched = false; // whether the answer is more than a suggestion
 let busy = true;
+let asked = null; // the window that was to be answered while busy
 let durations = []; // ms of the last answers
 let lastAnswer = null;
 
@@ -71,8 +72,17 @@ async function send(action, values) {
     show(sent);
     warn(`not saved: ${error.message}`);
   } finally {
-    busy = false;
+    rest();
   }
+}
+
+// Nothing is under way any more. An answer that was given meanwhile counts now, if its window is
+// still the one on show.
+function rest() {
+  busy = false;
+  const given = asked !== null && asked === current;
+  asked = null;
+  if (given) accept();
 }
 
 function saved(what, began) {
@@ -89,7 +99,10 @@ function saved(what, began) {
 // ---- what is done to a window -----------------------------------------------------------------
 
 function accept() {
-  if (busy) return;
+  if (busy) {
+    if (touched) asked = current; // Enter pressed twice takes no suggestion that nobody looked at
+    return;
+  }
   if (!current) return ping(); // perhaps another page has left
   const { start, end } = chart.mark;
   if (choice === null) return warn(`say what stands before it: ${typeKeys()}`);
@@ -121,7 +134,7 @@ async function backTo(action) {
   } catch (error) {
     warn(error.message);
   } finally {
-    busy = false;
+    rest();
   }
 }
 
@@ -143,7 +156,7 @@ async function ping() {
   } catch (error) {
     warn(error.message);
   } finally {
-    busy = false;
+    rest();
   }
 }
 

@@ -40,7 +40,10 @@ EVERYTHING = {
 
 
 def config_of(**changes: Any) -> RunConfig:
-    small = {"model.hidden": 4, "data.batch_size": BATCH, "loop.device": "cpu", "loop.epochs": 2}
+    small = {
+        "model.preset": "jade-compact", "model.hidden": 4, "data.batch_size": BATCH,
+        "loop.device": "cpu", "loop.epochs": 2,
+    }  # fmt: skip
     given = {name.replace("__", "."): value for name, value in changes.items()}
     return RunConfig().override({**small, **given})
 

@@ -15,12 +15,15 @@ from moola_train.splits import forward_chain, write_split
 from tests.train.labelled import at_bars, contained
 
 SETTINGS: dict[str, Any] = {
-    "model": {"hidden": 8, "input_dropout": 0.0, "head_dropout": 0.3},  # something to draw
+    # The preset of the most heads, and something to draw.
+    "model": {
+        "preset": "jade-compact", "hidden": 8, "input_dropout": 0.0, "head_dropout": 0.3,
+    },
     "data": {"batch_size": 8},
     "loop": {"epochs": 2, "device": "cpu", "log_steps": 2},
-}
+}  # fmt: skip
 FLAGS = (
-    "--set", "model.hidden=8", "--set", "model.input_dropout=0.0",
+    "--preset", "jade-compact", "--set", "model.hidden=8", "--set", "model.input_dropout=0.0",
     "--set", "model.head_dropout=0.3",
     "--batch-size", 8, "--epochs", 2, "--device", "cpu", "--set", "loop.log_steps=2",
 )  # fmt: skip

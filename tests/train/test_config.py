@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from moola_train.config import RunConfig
 from moola_train.errors import ConfigError
+from moola_train.presets import PRESETS
 
 LEAVES = {
     f"{section}.{name}": value
@@ -35,6 +36,8 @@ def refused(make: Any) -> str:
 def test_defaults_are_the_documented_ones() -> None:
     config = RunConfig()
     assert (config.loop.seed, config.loop.epochs, config.data.batch_size) == (17, 20, 29)
+    assert config.model.preset == "jade-span"
+    assert PRESETS[config.model.preset].what.startswith("recommended: ")
     assert set(config.to_dict()["augment"].values()) == {0.0}
 
 

@@ -44,7 +44,7 @@ SMALL = RunConfig.from_dict(SETTINGS)
 DRAWS = 60
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

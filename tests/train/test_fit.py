@@ -27,7 +27,7 @@ from tests.train.small import SETTINGS, Task, make_contained_task, make_task
 SMALL = RunConfig.from_dict(SETTINGS)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import moola_features as mf
+from moola_train.review.marks import Mark
 from tests.train.browser import MISSING, Browser, running_browser
 from tests.train.reviewing import make_store, process, rows_of, rule_labels, serving
 
@@ -231,6 +233,44 @@ def test_two_tabs_lose_nothing(store: mf.Store, tmp_path: Path, browser: Browser
         assert browser.run(SHOWN) != name
         assert spans(path) == said
         assert browser.text("#done").startswith(f"{len(said)} of 8")
+
+
+def test_an_answer_that_comes_while_one_is_being_saved_counts(
+    store: mf.Store, tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = rule_labels(store, tmp_path / "rule.parquet")
+    path = tmp_path / "rule.reviewed.parquet"
+    let_go = threading.Event()
+    with serving(store, labels) as server:
+        change = server.session._record.change
+
+        def slow(marks: dict[int, Mark]) -> None:
+            let_go.wait(20)
+            change(marks)
+
+        monkeypatch.setattr(server.session._record, "change", slow)
+        browser.open(server.address)
+        first = browser.run(SHOWN)
+        browser.press("2", "Enter")  # waits for the disk; the next one is on show
+        second = browser.run(SHOWN)
+        browser.press("Enter")  # twice by mistake: what is suggested for the next is not taken
+        browser.press("2", "Enter")
+        assert browser.run(SHOWN) == second != first
+        let_go.set()
+        browser.wait("document.getElementById('done').textContent === '2 of 6'")
+        rows = rows_of(path)
+        by_hand = {name: row["label"] for name, row in rows.items() if row["source"] == "hand"}
+        assert by_hand == {first: "retracement", second: "retracement"}
+        # Not if the window is another one by then.
+        let_go.clear()
+        third = browser.run(SHOWN)
+        browser.press("1", "Enter", "Enter", "Enter")
+        let_go.set()
+        browser.wait("document.getElementById('done').textContent === '3 of 6'")
+        browser.run("new Promise(requestAnimationFrame)")  # what was to come with it has come
+        fourth = browser.run(SHOWN)
+        assert fourth not in (first, second, third)
+        assert rows_of(path)[fourth]["source"] != "hand"
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
