@@ -250,6 +250,13 @@ METADATA = [
     ("ohlc", ("codecs", 0, "configuration", "endian", "big"), '"big"'),
     ("time", ("codecs", []), "codecs is []"),
     ("segments", ("shape", [1, 2]), "shape is [1, 2], not [3, 2]"),
+    ("features", ("chunk_key_encoding", {"name": "v2"}), 'chunk_key_encoding is {"name": "v2"}'),
+    ("features", ("fill_value", 7.0), "fill_value is 7.0, not 0; rebuild"),
+    ("valid", ("fill_value", True), "fill_value is true, not false"),
+    ("time", ("zarr_format", 2), "zarr_format is 2, not 3"),
+    ("ohlc", ("dimension_names", ["price", "bar"]), 'not ["bar", "price"]'),
+    ("ohlc", ("attributes", {"scale_factor": 2.0}), "attributes is {"),
+    ("segments", ("storage_transformers", [{"name": "x"}]), "storage_transformers is ["),
 ]
 
 
@@ -270,6 +277,22 @@ class TestRefused:
         found = refusal(copy)
         assert f"{copy}/{name}/zarr.json is not as format 1 has it: " in found
         assert message in found
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("consolidated_metadata", {"metadata": {"x": "y" * 999}}), ("node_type", "array")],
+    )
+    def test_another_group(self, copy, key, value):
+        edit(copy / "zarr.json", set_in(key, value))
+        found = refusal(copy)
+        assert f"{copy}/zarr.json is not as format 1 has it: {key} is " in found
+        assert len(found) < 600
+
+    def test_what_is_empty_may_be_left_out(self, copy, bars):
+        for key in ("attributes", "storage_transformers"):
+            edit(copy / "time" / "zarr.json", lambda document, key=key: document.pop(key))
+        edit(copy / "zarr.json", set_in("consolidated_metadata", None))
+        assert_store_holds(mf.open_store(copy), bars, CONFIG)
 
     def test_a_single_byte_has_no_order(self, copy, bars):
         little = [{"name": "bytes", "configuration": {"endian": "little"}}]

@@ -22,6 +22,7 @@ from moola_features.store.layout import (
     METADATA,
     SEGMENTS,
     ArrayFormat,
+    array_document,
     bar_arrays,
     chunk_bytes,
     chunk_path,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _Found = TypeVar("_Found")
 
 _REBUILD = "rebuild it with `moola-features build ... --force`"
+_SHOWN = 200  # characters of a value in a message
 
 
 class Store:
@@ -188,22 +190,10 @@ class Store:
     ) -> None:
         path = self.path / name / METADATA
         document = read_json(path, f"array {name!r} of {self.path}")
-        codecs = [{"name": "bytes", "configuration": {"endian": "little"}}]
         if array.dtype == "bool" and document.get("codecs") == [{"name": "bytes"}]:
-            codecs = [{"name": "bytes"}]  # a single byte needs no order, newer zarr names none
-        expected = {
-            "node_type": "array",
-            "shape": list(shape),
-            "data_type": array.dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
-            "codecs": codecs,
-        }
-        for key, value in expected.items():
-            if document.get(key) != value:
-                raise StoreError(
-                    f"{path} is not as format {FORMAT_VERSION} has it: {key} is "
-                    f"{json.dumps(document.get(key))}, not {json.dumps(value)}; {_REBUILD}"
-                )
+            # A single byte needs no order, newer zarr names none.
+            document["codecs"] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+        _require_document(path, document, array_document(array, shape, chunks))
 
 
 class Universe(Instruments[Store]):
@@ -446,7 +436,23 @@ def attributes_in(document: dict[str, Any], folder: Path | str) -> dict[str, Any
         )
     if attributes.get("complete") is not True:
         raise StoreError(f"{folder} was not finished: complete is not true; {_REBUILD}")
+    _require_document(
+        f"{folder}/{METADATA}",
+        document,
+        {"zarr_format": 3, "node_type": "group", "attributes": attributes},
+    )
     return attributes
+
+
+def _require_document(path: Path | str, document: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Refuse metadata that another reader would take for anything else than what is mapped here."""
+    for key in (*expected, *document):
+        here, there = document.get(key), expected.get(key)
+        if here != there and (here or key in expected):  # more may stand there if it is empty
+            raise StoreError(
+                f"{path} is not as format {FORMAT_VERSION} has it: {key} is "
+                f"{json.dumps(here)[:_SHOWN]}, not {json.dumps(there)}; {_REBUILD}"
+            )
 
 
 def require_config(path: Path | str, known: FeatureConfig, config: FeatureConfig) -> None:

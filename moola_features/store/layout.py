@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from moola_features.errors import BarsError, OutputError
@@ -44,6 +45,26 @@ def bar_arrays(num_columns: int) -> dict[str, ArrayFormat]:
 
 
 SEGMENTS = ArrayFormat("int64", (2,), ("segment", "bound"))  # [start, stop), one chunk
+
+
+def array_document(
+    array: ArrayFormat, shape: tuple[int, ...], chunks: tuple[int, ...]
+) -> dict[str, Any]:
+    """Metadata of an array, without what is empty in it.
+
+    The writer has it made by zarr, which takes too long to import for those who only read.
+    """
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": array.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        "fill_value": False if array.dtype == "bool" else 0,
+        "dimension_names": list(array.dimensions),
+    }
 
 
 def chunk_bytes(array: ArrayFormat) -> int:
