@@ -346,7 +346,11 @@ def _sort_value(summary: Summary, column: str) -> Any:
 def verify(
     store: Path, against: Path | None, mapping: dict[str, str] | None, as_json: bool
 ) -> None:
-    """Check STORE by computing it again and by every law that it can show."""
+    """Check STORE by computing it again and by every law that it can show.
+
+    One that was built rightly fails too where it holds too little to learn from: where 0.90 of the
+    bars behind each segment's warm-up, or fewer, are valid, or where half of all values are 0.
+    """
     from moola_features.verification import verify as verify_store
 
     with progress_bar("bars") as progress:

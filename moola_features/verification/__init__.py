@@ -18,7 +18,7 @@ from moola_features.verification.agreement import Agreement, compare_bars
 from moola_features.verification.laws import Differences, check_local, check_scale
 from moola_features.verification.sweep import ColumnValues, Sweep, first_difference
 
-MIN_VALID_SHARE = 0.90
+MIN_VALID_SHARE = 0.90  # of the bars behind their segments' warm-up
 MIN_DENSITY = 0.50  # share of all values that are not 0
 
 Progress = Callable[[int, int | None], None]
@@ -92,6 +92,10 @@ def verify(
     Every bar is computed again and compared to the bit. At places drawn from ``seed`` it is
     shown that values depend on no later bar, on no other segment, and not on the scale of
     prices. Memory does not grow with the store.
+
+    Two checks tell whether there is enough to learn from: more than 0.90 of the bars must be valid,
+    not counting the warm-up of each segment that is longer than that, and more than 0.50 of all
+    values must not be 0.
 
     Parameters
     ----------
@@ -238,11 +242,16 @@ def _laws(sweep: Sweep, rng: np.random.Generator) -> list[Check]:
 
 
 def _gates(sweep: Sweep) -> list[Check]:
-    """Checks of how much there is to learn from."""
-    valid_share = sweep.num_valid / len(sweep.store)
+    """Checks of how much there is to learn from: settings or bars that leave next to nothing."""
+    warmup = sweep.store.config.first_valid_index
+    lengths = sweep.segments[:, 1] - sweep.segments[:, 0]
+    # A segment that ends within its warm-up counts: with a small max_gap, all of them might.
+    num_warming = warmup * int(np.count_nonzero(lengths > warmup))
+    valid_share = sweep.num_valid / (len(sweep.store) - num_warming)
+    behind = f"of the bars behind each segment's warm-up of {warmup} are valid"
     density = float(np.mean([column.share_non_zero for column in sweep.columns]))
     gates = (
-        ("valid share", valid_share, MIN_VALID_SHARE, "of the bars are valid"),
+        ("valid share", valid_share, MIN_VALID_SHARE, behind),
         ("density", density, MIN_DENSITY, "of all values are not 0"),
     )
     return [
