@@ -340,7 +340,7 @@ def _sort_value(summary: Summary, column: str) -> Any:
 
 @_command
 @click.argument("store", type=_FOLDER)
-@click.option("--against", type=_FOLDER, help="Bar file that the store must agree with.")
+@click.option("--against", type=_FOLDER, help="Bar file that STORE was built from.")
 @_map_option
 @json_option
 def verify(

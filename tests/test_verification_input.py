@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import moola_features as mf
-from moola_features.errors import BarsNotFoundError
+from moola_features.errors import BarsError, BarsNotFoundError
 from moola_features.times import time_text
 from tests.stores import (
     CHECKS,
@@ -217,3 +217,24 @@ def test_a_universe_against_bars_of_one_instrument(
     verification = mf.verify(universe, bars)
     assert {"NQ: input bars", "ES: input bars", "input bars"} <= failed(verification)
     assert "name no symbol" in detail_of_failure(verification, "input bars")
+
+
+def test_a_universe_of_several_files(bars: mf.Bars, tmp_path: Path) -> None:
+    """One of its files says nothing of the others, which are no worse for it."""
+    files = [tmp_path / "es.parquet", tmp_path / "nq.parquet"]
+    for path, seed in zip(files, (1, 2), strict=True):
+        frame_of(mf.synthesise(500, seed=seed).bars).write_parquet(path)
+    universe = mf.build(files, tmp_path / "u.zarr").path
+    with pytest.raises(BarsError) as caught:
+        mf.verify(universe, files[1])
+    assert str(caught.value) == (
+        f"{universe} was built of several files; verify its instruments one by one, each against "
+        f"its own, such as {universe}/es against es.parquet"
+    )
+    assert failed(mf.verify(universe)) == set()
+    for path in files:
+        verification = mf.verify(universe / path.stem, path)
+        assert failed(verification) == set()
+        assert by_name(verification)[f"{path.stem}: input bars"].passed
+    alone = mf.build(files[:1], tmp_path / "v.zarr").path
+    assert failed(mf.verify(alone, files[0])) == set()

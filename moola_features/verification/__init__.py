@@ -11,7 +11,7 @@ import numpy as np
 
 from moola_features.bars.checks import ON_BAD_BARS
 from moola_features.bars.sources import BarSource, open_source
-from moola_features.errors import StoreError
+from moola_features.errors import BarsError, StoreError
 from moola_features.store import Store, Universe, open_store
 from moola_features.store.checksums import has_checksums, require_attributes, require_intact
 from moola_features.verification.agreement import Agreement, compare_bars
@@ -103,7 +103,8 @@ def verify(
         Folder that ``build`` made.
     against
         The bars that it was built from, anything that :func:`read_bars` takes: their SHA-256,
-        times and prices must be the store's. None does not ask.
+        times and prices must be the store's. None does not ask. The instruments of a universe
+        that was built of several files are verified one by one, each against its own.
     column_map
         As for ``build``: column by field where names in ``against`` are not recognised.
     seed
@@ -121,7 +122,7 @@ def verify(
     StoreNotFoundError, StoreError
         A store that cannot be opened; the message says what is wrong with it.
     BarsError, BarsNotFoundError
-        Bars to hold it against that cannot be opened.
+        Bars to hold it against that cannot be opened, or are of one instrument of many.
 
     Examples
     --------
@@ -135,6 +136,8 @@ def verify(
     """
     opened = open_store(path)
     stores = _by_symbol(opened)
+    if against is not None:
+        _require_one_input(opened, stores)
     source = None if against is None else _open_like(stores, against, column_map)
     advance = _advancer(stores, progress, num_passes=1 if source is None else 2)
     checks: dict[str | None, list[Check]] = {}
@@ -165,6 +168,17 @@ def _by_symbol(opened: Store | Universe) -> dict[str | None, Store]:
     if isinstance(opened, Store):
         return {opened.attributes.get("symbol"): opened}
     return dict(opened.items())
+
+
+def _require_one_input(opened: Store | Universe, stores: Mapping[str | None, Store]) -> None:
+    """Refuse to hold a universe of several files against one of them: the others would all fail."""
+    inputs = {symbol: _told_of_input(store, "source") for symbol, store in stores.items()}
+    if len(set(map(str, inputs.values()))) > 1:
+        symbol, name = next(iter(inputs.items()))
+        raise BarsError(
+            f"{opened.path} was built of several files; verify its instruments one by one, each "
+            f"against its own, such as {stores[symbol].path} against {name}"
+        )
 
 
 def _listed(universe: Universe) -> Check:
