@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from moola_features.bars.checks import PRICES
 from moola_features.errors import ConfigError, MoolaError, OutputError, WindowError
 from moola_features.files import replaced_folder
+from moola_features.remote.objects import require_local
 from moola_features.splits import DEFAULT_SHARES, split_windows
 from moola_features.store import Store, open_store, read_json
 from moola_features.store.layout import CHUNK_BARS, require_outside
@@ -126,7 +127,7 @@ def export_store(
     Raises
     ------
     StoreNotFoundError, StoreError
-        As for :func:`open_store`.
+        As for :func:`open_store`; also an address.
     ConfigError
         Several instruments, shares that cannot be split by, or nothing to write.
     WindowError
@@ -349,7 +350,8 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def _one_store(store: Store | str | Path) -> Store:
-    opened = store if isinstance(store, Store) else open_store(store)
+    require_local(store, "export")
+    opened = open_store(store) if isinstance(store, str | Path) else store
     if isinstance(opened, Store):
         return opened
     raise ConfigError(

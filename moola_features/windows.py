@@ -83,14 +83,7 @@ class Windows:
         """Index the valid windows of a store; see :meth:`Store.windows`."""
         size = positive("length", store.config.window_length if length is None else length)
         step = positive("stride", stride)
-        segments = store.segments
-        if segment is not None:
-            if not isinstance(segment, int | np.integer) or not 0 <= segment < len(segments):
-                raise WindowError(
-                    f"segment is {segment!r}, the store has {len(segments)}; "
-                    f"give 0 to {len(segments) - 1}"
-                )
-            segments = segments[segment : segment + 1]
+        segments = chosen_segments(store.segments, segment)
         bounds = clipped_segments(segments, store.time, start, stop)
         return cls(store.features, valid_starts(store.valid, bounds, size, step), size)
 
@@ -265,6 +258,17 @@ def valid_runs(
         if count > 0 and stretch[begin]:
             runs.append((start + begin, count))
     return runs
+
+
+def chosen_segments(segments: NDArray[np.int64], segment: int | None) -> NDArray[np.int64]:
+    """Segments int64 ``[S, 2]``, or the one that is asked for; see :meth:`Store.windows`."""
+    if segment is None:
+        return segments
+    if not isinstance(segment, int | np.integer) or not 0 <= segment < len(segments):
+        raise WindowError(
+            f"segment is {segment!r}, the store has {len(segments)}; give 0 to {len(segments) - 1}"
+        )
+    return segments[segment : segment + 1]
 
 
 def clipped_segments(

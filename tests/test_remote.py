@@ -19,13 +19,16 @@ import numpy as np
 import pytest
 
 import moola_features as mf
+from moola_features.chart import write_chart
 from moola_features.errors import (
     BarsNotFoundError,
     ConfigError,
     RemoteError,
     StoreError,
     StoreNotFoundError,
+    WindowError,
 )
+from moola_features.export import export_store
 from moola_features.remote.cache import ChunkCache
 from moola_features.remote.objects import Objects, is_remote, local_path, split_address
 from moola_features.remote.store import open_remote
@@ -337,6 +340,49 @@ class TestRead:
         rows = np.random.default_rng(1).permutation(len(one))[:500]
         np.testing.assert_array_equal(as_bits(one.gather(rows)), as_bits(other.gather(rows)))
         np.testing.assert_array_equal(one.locate(rows)[1], other.starts[rows])
+
+    def test_windows_of_one_segment(self, bars, bucket, tmp_path):
+        config = mf.FeatureConfig(max_gap="2h")
+        paths = (f"{bucket}/x.zarr", tmp_path / "x.zarr")
+        stores = [mf.open_store(mf.build(bars, path, config).path) for path in paths]
+        there, here = stores
+        for segment in range(len(here.segments)):
+            one, other = there.windows(segment=segment), here.windows(segment=segment)
+            assert len(one) == len(other)
+            np.testing.assert_array_equal(one.locate(range(len(one)))[1], other.starts)
+        for store in stores:
+            with pytest.raises(WindowError, match="segment is 3, the store has 3; give 0 to 2"):
+                store.windows(segment=3)
+
+    @pytest.mark.parametrize("call", ["verify", "export", "show", "export of one that is open"])
+    def test_what_needs_files(self, stores, tmp_path, call):
+        there, here = stores
+        calls: dict[str, Any] = {
+            "verify": lambda: mf.verify(there.path),
+            "export": lambda: export_store(there.path, tmp_path / "out"),
+            "show": lambda: write_chart(there, tmp_path / "x.png"),
+            "export of one that is open": lambda: export_store(there, tmp_path / "out"),
+        }
+        with pytest.raises(StoreError) as caught:
+            calls[call]()
+        what = call.split()[0]
+        assert str(caught.value) == (
+            f"{there.path} is an address, which {what} does not take; "
+            "copy what is there to this machine"
+        )
+        assert names_in(tmp_path) == ["cache", "x.zarr"]
+        assert mf.verify(here.path.as_uri()).path == here.path
+
+    def test_is_not_refreshed(self, stores, bucket, tmp_path):
+        there, _ = stores
+        write(walk(300), tmp_path / "A.parquet")
+        mf.build([tmp_path / "A.parquet"], f"{bucket}/u.zarr")
+        for opened in (there, mf.open_store(f"{bucket}/u.zarr")):
+            with pytest.raises(StoreError) as caught:
+                opened.refresh()
+            assert str(caught.value) == (
+                f"{opened.path} is an address, which is not refreshed; open it again"
+            )
 
     def test_only_what_is_asked_for(self, stores, bucket, tmp_path):
         cache = ChunkCache(tmp_path / "own")

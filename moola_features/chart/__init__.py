@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from moola_features.errors import ConfigError, MoolaError
 from moola_features.files import replaced_file
+from moola_features.remote.objects import require_local
 from moola_features.store.layout import require_outside
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def write_chart(
     ------
     ConfigError
         Another suffix, a time outside the store, an unknown column, ``bars`` out of bounds.
+    StoreError
+        A store that was opened at an address.
     OutputError
         A file that cannot be written; no half of one is left behind.
     MoolaError
@@ -72,6 +75,7 @@ def write_chart(
     >>> write_chart(store, "open.html", at="2024-03-05 14:30", bars=2_000)  # doctest: +SKIP
     [PosixPath('open.html'), PosixPath('open.png')]
     """
+    require_local(store, "show")
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in (".html", ".png"):

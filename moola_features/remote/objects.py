@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from moola_features.errors import BarsNotFoundError, ConfigError, RemoteError
+from moola_features.errors import BarsNotFoundError, ConfigError, RemoteError, StoreError
 
 _SCHEMES = ("s3", "gs", "az", "https", "http")
 _STREAM_BYTES = 8 << 20
@@ -41,6 +41,21 @@ def local_path(place: str | Path) -> str | Path:
     if parts.netloc not in ("", "localhost"):
         raise ConfigError(f"{place}: names another machine; write file:///path")
     return Path(unquote(parts.path))
+
+
+def require_local(store: Any, what: str) -> None:
+    """Refuse an address, or a store that was opened at one, for what reads files.
+
+    Raises
+    ------
+    StoreError
+        A store that is not on this machine.
+    """
+    place = getattr(store, "path", store)
+    if is_remote(place):
+        raise StoreError(
+            f"{place} is an address, which {what} does not take; copy what is there to this machine"
+        )
 
 
 class Objects:

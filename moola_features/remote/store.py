@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,12 +174,18 @@ class RemoteStore:
         *,
         start: TimeLike | None = None,
         stop: TimeLike | None = None,
+        segment: int | None = None,
     ) -> UniverseWindows:
         """Index the valid windows, as of one instrument; see :meth:`Store.windows`."""
         symbol = str(self.attributes.get("symbol") or "")
         return UniverseWindows.of(
-            [(symbol, self, self.features)], length, stride, start=start, stop=stop
-        )
+            [(symbol, self, self.features)], length, stride,
+            start=start, stop=stop, segment=segment,
+        )  # fmt: skip
+
+    def refresh(self) -> NoReturn:
+        """Refuse what :meth:`Store.refresh` does."""
+        _refuse_refresh(self.path)
 
 
 class RemoteUniverse(Instruments[RemoteStore]):
@@ -196,6 +202,10 @@ class RemoteUniverse(Instruments[RemoteStore]):
         self._require_ours(symbol, store.path, store.attributes)
         return store
 
+    def refresh(self) -> NoReturn:
+        """Refuse what :meth:`Universe.refresh` does."""
+        _refuse_refresh(self.path)
+
     def windows(
         self,
         length: int | None = None,
@@ -209,6 +219,10 @@ class RemoteUniverse(Instruments[RemoteStore]):
         chosen = chosen_symbols(self, symbols)
         stores = ((symbol, self[symbol], self[symbol].features) for symbol in chosen)
         return UniverseWindows.of(stores, length, stride, start=start, stop=stop)
+
+
+def _refuse_refresh(address: str) -> NoReturn:
+    raise StoreError(f"{address} is an address, which is not refreshed; open it again")
 
 
 def open_remote(address: str, cache: ChunkCache | None = None) -> RemoteStore | RemoteUniverse:

@@ -317,6 +317,10 @@ def open_store(
     Store or Universe
         Mapped arrays of one instrument; for a file of several instruments a mapping from
         symbol to store.
+    RemoteStore or RemoteUniverse
+        The same of an address: arrays are fetched chunk by chunk, when slices of rows are asked
+        for, and windows are :class:`UniverseWindows`. None is refreshed, drawn, exported or
+        verified.
 
     Raises
     ------

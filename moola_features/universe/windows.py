@@ -23,6 +23,7 @@ from moola_features.times import TimeLike
 from moola_features.windows import (
     checked_out,
     checked_rows,
+    chosen_segments,
     clipped_segments,
     positive,
     valid_runs,
@@ -101,6 +102,7 @@ class UniverseWindows:
         *,
         start: TimeLike | None,
         stop: TimeLike | None,
+        segment: int | None = None,
     ) -> UniverseWindows:
         """Index the valid windows of stores.
 
@@ -110,6 +112,8 @@ class UniverseWindows:
             Symbol, store, and where its features are read from.
         length, stride, start, stop
             As for :meth:`Universe.windows`.
+        segment
+            As for :meth:`Store.windows`, of each store.
         """
         step = positive("stride", stride)
         size = None if length is None else positive("length", length)
@@ -124,7 +128,8 @@ class UniverseWindows:
                     f"{symbols[0]!r} of {shape[0]} by {shape[1]}; build them alike"
                 )
             shape = found
-            bounds = clipped_segments(store.segments, store.time, start, stop)
+            segments = chosen_segments(store.segments, segment)
+            bounds = clipped_segments(segments, store.time, start, stop)
             for first, count in valid_runs(store.valid, bounds, shape[0], step):
                 runs.append((position, first, count))
             symbols.append(symbol)

@@ -12,6 +12,7 @@ import numpy as np
 from moola_features.bars.checks import ON_BAD_BARS
 from moola_features.bars.sources import BarSource, open_source
 from moola_features.errors import BarsError, StoreError
+from moola_features.remote.objects import require_local
 from moola_features.store import Store, Universe, open_store
 from moola_features.store.checksums import has_checksums, require_attributes, require_intact
 from moola_features.verification.agreement import Agreement, compare_bars
@@ -120,7 +121,7 @@ def verify(
     Raises
     ------
     StoreNotFoundError, StoreError
-        A store that cannot be opened; the message says what is wrong with it.
+        A store that cannot be opened, or an address; the message says what is wrong with it.
     BarsError, BarsNotFoundError
         Bars to hold it against that cannot be opened, or are of one instrument of many.
 
@@ -134,6 +135,7 @@ def verify(
     ...     mf.verify(report.path, bars).passed
     True
     """
+    require_local(path, "verify")
     opened = open_store(path)
     stores = _by_symbol(opened)
     if against is not None:
@@ -154,7 +156,7 @@ def verify(
     for symbol, found in _input(stores, source, advance).items():
         checks.setdefault(symbol, []).extend(found)
     return Verification(
-        path=Path(path),
+        path=opened.path,
         checks=tuple(
             replace(check, name=_named(symbol, check.name))
             for symbol, found in checks.items()
