@@ -482,4 +482,35 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
     monkeypatch.setenv("MOOLA_CACHE", str(tmp_path / "mine"))
     monkeypatch.setenv("MOOLA_CACHE_SIZE", "2GB")
     assert (ChunkCache().folder, ChunkCache().max_bytes) == (tmp_path / "mine", 2 * 10**9)
+    monkeypatch.setenv("MOOLA_CACHE_SIZE", "lots")
+    with pytest.raises(ConfigError) as caught:
+        ChunkCache()
+    assert str(caught.value) == "MOOLA_CACHE_SIZE is 'lots'; give a size such as '500MB' or '2GiB'"
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["/proc/nope", "{tmp_path}/file"])
+def test_where_nothing_can_be_kept(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    objects: Any = _Counting()
+    cache = ChunkCache(folder.format(tmp_path=tmp_path))
+    data = bytes([7]) * 1_000
+    for _ in range(2):
+        assert cache.get(objects, "7", checksum(data), 1_000) == data
+    assert objects.num_read == cache.num_fetched == 2
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_a_cache_that_others_wrote(tmp_path, monkeypatch):
+    """What is there is read, though its time of use cannot be told."""
+    objects: Any = _Counting()
+    cache = ChunkCache(tmp_path)
+    data = bytes([7]) * 1_000
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refuse)
+    for _ in range(2):
+        assert cache.get(objects, "7", checksum(data), 1_000) == data
+    assert objects.num_read == 1

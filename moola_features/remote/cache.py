@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from moola_features.building.memory import parse_size
-from moola_features.errors import StoreError
+from moola_features.errors import ConfigError, StoreError
 from moola_features.files import replaced_file
 from moola_features.remote.objects import Objects
 from moola_features.store.checksums import as_text, checksum
@@ -21,7 +21,7 @@ _KEPT_SHARE = 0.9  # of the bound, when room is made: not a file for every file
 class ChunkCache:
     """Files of chunks by where they come from and what they hold.
 
-    Any number of processes may use one folder.
+    Any number of processes may use one folder. Where nothing can be written, nothing is kept.
 
     Parameters
     ----------
@@ -29,6 +29,11 @@ class ChunkCache:
         Where they lie; ``$MOOLA_CACHE``, or ``moola`` in the user's cache folder, when None.
     max_bytes
         Most that they may take; ``$MOOLA_CACHE_SIZE`` or 10 GB when None.
+
+    Raises
+    ------
+    ConfigError
+        A ``$MOOLA_CACHE_SIZE`` that is no size.
 
     Attributes
     ----------
@@ -39,8 +44,7 @@ class ChunkCache:
     def __init__(self, folder: str | Path | None = None, max_bytes: int | None = None) -> None:
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moola"
         self.folder = Path(folder or os.environ.get("MOOLA_CACHE") or usual)
-        told = os.environ.get("MOOLA_CACHE_SIZE")
-        self.max_bytes = max_bytes or (parse_size(told) if told else _DEFAULT_BYTES)
+        self.max_bytes = max_bytes or _told_bytes() or _DEFAULT_BYTES
         self.num_fetched = 0
         self._guard = threading.Lock()
         self._num_bytes: int | None = None  # as far as this process knows
@@ -70,7 +74,8 @@ class ChunkCache:
         with contextlib.suppress(OSError):
             data = path.read_bytes()
             if len(data) == num_bytes and checksum(data) == expected:
-                os.utime(path)  # the least recently used go first
+                with contextlib.suppress(OSError):  # a cache that others wrote
+                    os.utime(path)  # the least recently used go first
                 return data
         found = objects.read(name)
         self.num_fetched += 1
@@ -80,7 +85,8 @@ class ChunkCache:
                 f"{objects.address}/{name} {what}, not {as_text([expected])}; if the store was "
                 "rebuilt, open it again, else rebuild it with --force"
             )
-        self._keep(path, found)
+        with contextlib.suppress(OSError):  # a full disk, no permission: it is fetched again
+            self._keep(path, found)
         return found
 
     def _path(self, address: str, expected: int) -> Path:
@@ -118,3 +124,13 @@ class ChunkCache:
                 status = path.stat()
                 found.append((status.st_mtime_ns, status.st_size, path))
         return found
+
+
+def _told_bytes() -> int | None:
+    told = os.environ.get("MOOLA_CACHE_SIZE")
+    try:
+        return parse_size(told) if told else None
+    except ConfigError:
+        raise ConfigError(
+            f"MOOLA_CACHE_SIZE is {told!r}; give a size such as '500MB' or '2GiB'"
+        ) from None
