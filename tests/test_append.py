@@ -342,7 +342,8 @@ class TestRefused:
         edit_attributes(tmp_path / "x.zarr", lambda attributes: attributes.pop("checksums"))
         message = refused(StoreError, walk(400)[300:], tmp_path / "x.zarr", append=True)
         assert message == (
-            f"{tmp_path}/x.zarr has no checksums, as moola 0.1.0 made it; rebuild it with --force"
+            f"{tmp_path}/x.zarr has no checksums, as an older moola made it; "
+            "rebuild it with --force"
         )
 
     def test_no_store(self, tmp_path):

@@ -105,7 +105,7 @@ def require_last_chunk(store: Store) -> None:
     """
     if not has_checksums(store.attributes):
         raise StoreError(
-            f"{store.path} has no checksums, as moola 0.1.0 made it; rebuild it with --force"
+            f"{store.path} has no checksums, as an older moola made it; rebuild it with --force"
         )
     index = (len(store) - 1) // CHUNK_BARS
     for name, array in bar_arrays(len(store.names)).items():

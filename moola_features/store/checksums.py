@@ -78,7 +78,7 @@ def require_intact(folder: Path, attributes: Mapping[str, Any], num_columns: int
     ------
     StoreError
         A file, or the attributes, that are not what was written; or a store without checksums,
-        as moola 0.1.0 made it.
+        as an older moola made it.
     """
     if not has_checksums(attributes):
         raise StoreError(
