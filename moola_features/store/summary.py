@@ -14,6 +14,7 @@ from moola_features.store import checksums, read_attributes, undisturbed
 from moola_features.store.layout import bar_arrays, chunk_bytes, num_chunks
 
 _AT_ONCE = 16  # requests
+_BLOCK_BYTES = 512  # of what the system calls a block of a file, whatever the disk's own are
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Summary:
     dropped
         What ``on_bad_bars="drop"`` left out: total, counts by reason, examples.
     num_bytes
-        Size on disk.
+        What its files take on the disk, without the holes in them; in an object store, which has
+        no holes, the size of its values.
     config, input, versions
         The configuration, the input's name and SHA-256, the versions it was built with.
     """
@@ -135,9 +137,9 @@ def _bytes_of(attributes: dict[str, Any]) -> int:
 
 
 def _bytes_below(folder: str | Path) -> int:
-    """Size of all files below a folder."""
+    """What all files below a folder take on the disk."""
     with os.scandir(folder) as entries:
         return sum(
-            _bytes_below(entry.path) if entry.is_dir() else entry.stat().st_size
+            _bytes_below(entry.path) if entry.is_dir() else entry.stat().st_blocks * _BLOCK_BYTES
             for entry in entries
         )
