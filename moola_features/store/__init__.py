@@ -450,7 +450,7 @@ def attributes_in(document: dict[str, Any], folder: Path | str) -> dict[str, Any
 
 def _require_document(path: Path | str, document: dict[str, Any], expected: dict[str, Any]) -> None:
     """Refuse metadata that another reader would take for anything else than what is mapped here."""
-    for key in (*expected, *document):
+    for key in {**expected, **document}:
         here, there = document.get(key), expected.get(key)
         if here != there and (here or key in expected):  # more may stand there if it is empty
             raise StoreError(
