@@ -189,7 +189,7 @@ def _verdict(rows: Sequence[Row]) -> str:
         [
             f"Goals not reached: {'; '.join(missed) or 'none'}.",
             "",
-            f"Where others come out ahead: {'; '.join(lost) or 'none'}.",
+            f"Where others that do the same come out ahead: {'; '.join(lost) or 'none'}.",
         ]
     )
 

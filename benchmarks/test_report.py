@@ -67,7 +67,7 @@ def test_full_report_shows_goals_missed_and_rivals_ahead() -> None:
     assert "Measured on 2024-05-06: a CPU, 2 cores, 16 GiB, Linux 6; 10 bars; moola 1." in text
     assert "| speed | 5.00 M bars/s |  |  |  |  | ≥ 4.00 M bars/s | yes |" in text
     assert "Goals not reached: wait / a bound: 2.50 x (≤ 1.6 x)." in text
-    assert "Where others come out ahead: speed / a rival: 0.500 x." in text
+    assert "Where others that do the same come out ahead: speed / a rival: 0.500 x." in text
 
 
 def test_alternatives_have_a_table_of_their_own() -> None:

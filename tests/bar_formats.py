@@ -15,7 +15,7 @@ import pyarrow.feather
 import pyarrow.parquet
 
 import moola_features as mf
-from moola_features.bars.checks import PRICES
+from moola_features.bars.checks import PRICES, BarCheck, DroppedBars
 
 MINUTE_NS = 60 * 10**9
 START_NS = 1_577_836_800 * 10**9  # 2020-01-01
@@ -51,6 +51,14 @@ def assert_same(actual: mf.Bars, expected: mf.Bars) -> None:
     for left, right in zip(actual.arrays, expected.arrays, strict=True):
         assert left.dtype == right.dtype
         np.testing.assert_array_equal(left, right)
+
+
+def drop_bad_bars(time: Any, **prices: Any) -> tuple[mf.Bars, DroppedBars]:
+    """The good rows of arrays in memory, all in one piece, and what was left out."""
+    check = BarCheck(on_bad_bars="drop")
+    arrays = check((time, *(prices[name] for name in PRICES)))
+    check.require_bars()
+    return mf.Bars.trusted(arrays), check.dropped
 
 
 def csv_text(frame: pl.DataFrame, separator: str = ",") -> bytes:

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from moola_features.bars import Bars, drop_bad_bars
+from moola_features.bars import Bars
 from moola_features.bars.checks import FIELDS, MISSING_TIME, PRICES, BarArrays, BarCheck
 from moola_features.errors import BarsError, MoolaError
 from moola_features.times import time_text
+from tests.bar_formats import drop_bad_bars
 
 MINUTE_NS = 60 * 10**9
 START_NS = 1_577_836_800 * 10**9  # 2020-01-01

@@ -99,8 +99,10 @@ def test_tables_name_every_column_with_its_range(document: str, config: mf.Featu
 
 def test_changelog_and_readme_name_every_command() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in cli.commands:
         assert f"`{name}`" in changelog, name
+        assert f"moola-features {name}" in readme, name
 
 
 def _environment() -> dict[str, str]:

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import moola_features as mf
-from moola_features.bars import drop_bad_bars
 from moola_features.bars.checks import FIELDS, PRICES
 from moola_features.bars.sources import open_source
 from moola_features.errors import BarsError
@@ -27,6 +26,7 @@ from tests.bar_formats import (
     START_NS,
     as_frame,
     assert_same,
+    drop_bad_bars,
     make_bars,
     parquet_file,
 )

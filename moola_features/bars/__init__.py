@@ -16,7 +16,6 @@ from moola_features.bars.checks import (
     MISSING_TIME,
     BarArrays,
     BarCheck,
-    DroppedBars,
     Float64,
     Int64,
     take_rows,
@@ -101,41 +100,6 @@ class Bars:
             view = np.ascontiguousarray(values).view()
             view.flags.writeable = False
             object.__setattr__(self, name, view)
-
-
-def drop_bad_bars(
-    time: ArrayLike, open: ArrayLike, high: ArrayLike, low: ArrayLike, close: ArrayLike
-) -> tuple[Bars, DroppedBars]:
-    """Make bars of the good rows and count the others.
-
-    A row is bad when a price is missing, not finite, beyond 1e150 or contradicts the others,
-    or when its time is missing or not after that of the last row kept.
-
-    Parameters
-    ----------
-    time, open, high, low, close
-        As :class:`Bars` takes them.
-
-    Returns
-    -------
-    Bars, DroppedBars
-        The good rows, and what was left out.
-
-    Raises
-    ------
-    BarsError
-        No good row, lengths that differ, or values that are not numbers.
-
-    Examples
-    --------
-    >>> bars, dropped = drop_bad_bars([1, 2], [5, 5], [6, 4], [5, 4], [5, 4])
-    >>> len(bars), dropped.counts
-    (1, {'high below open or close': 1})
-    """
-    check = BarCheck(on_bad_bars="drop")
-    arrays = check(_as_arrays(time, open, high, low, close))
-    check.require_bars()
-    return Bars.trusted(arrays), check.dropped
 
 
 def _as_arrays(

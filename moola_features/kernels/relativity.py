@@ -25,7 +25,6 @@ CONSOLIDATION_CLIP = 3.0
 OPEN, CLOSE, BODY, UPPER_WICK, LOWER_WICK, RANGE = range(6)
 FROM_HIGH, FROM_LOW, SINCE_HIGH, SINCE_LOW, PROXY = range(6, 11)
 NUM_COLUMNS = 11
-NUM_CONTEXT = 8
 
 # Rows of a block that several columns are made of, before those of the recurrences.
 RANGES, ATR, BODIES, RATIOS, SWINGS = range(5)
