@@ -27,6 +27,7 @@ from moola_train.memory import enough
 from moola_train.models import Model, build
 from moola_train.objectives import Objective
 from moola_train.order import BLOCK_ITEMS, BatchOrder, shuffle_block
+from moola_train.presets import PRESETS
 from moola_train.runs import WEIGHTS, RunFolder
 from moola_train.table import Targets, choose_placement, compact, num_bytes, stacked
 
@@ -149,7 +150,8 @@ def training_order(
     size = max(1, min(config.data.batch_size, num_windows // world.size))
     return BatchOrder(
         num_windows, size, seed=config.loop.seed,
-        weights=weights, block=block, rank=world.rank, world_size=world.size,
+        weights=weights, block=block, any_block=weights is None and config.data.shuffle == "auto",
+        rank=world.rank, world_size=world.size,
     )  # fmt: skip
 
 
@@ -174,9 +176,9 @@ def make_model(config: RunConfig, num_features: int, **settings: Any) -> Model:
     Raises
     ------
     ModelError
-        No such preset, or a setting that it cannot have.
+        A setting that the preset cannot have.
     ConfigError
-        Sigmas are to be learned, and the preset has none.
+        No such preset, or sigmas are to be learned and it has none.
     """
     asked = {
         "hidden_size": config.model.hidden,
@@ -196,6 +198,10 @@ def make_model(config: RunConfig, num_features: int, **settings: Any) -> Model:
         overrides["class_weights"] = config.loss.weights
     if config.loss.balance != "kendall":
         overrides["log_sigmas"] = False
+    if config.model.preset not in PRESETS:
+        raise ConfigError(
+            f"there is no preset {config.model.preset!r}; choose one of {', '.join(PRESETS)}"
+        )
     torch.manual_seed(config.loop.seed)
     model = build(config.model.preset, num_features=num_features, **{**overrides, **settings})
     if config.loss.balance == "kendall" and len(model.log_sigmas) == 0:

@@ -33,7 +33,7 @@ class DataConfig:
 
     ``balanced`` draws labelled windows with replacement, each with weight 1 / count of its class.
     ``shuffle`` "auto" shuffles all windows where their table fits in memory, and blocks of them
-    where it does not; windows that are gathered on the device are always shuffled in full.
+    where it does not and they are gathered on the host.
     ``classes`` names the labels that are learnt, in the order of the model's outputs.
     """
 
@@ -150,6 +150,12 @@ class OptimiserConfig:
         number("optimiser.ema_decay", self.ema_decay, 0.0, 0.99999)
         whole("optimiser.freeze_epochs", self.freeze_epochs, 0, 10_000)
         number("optimiser.unfreeze_lr_scale", self.unfreeze_lr_scale, 1e-4, 1.0)
+        for name, schedule in (
+            ("final_share", "cosine"), ("plateau_patience", "plateau"),
+            ("plateau_factor", "plateau"),
+        ):  # fmt: skip
+            if self.schedule != schedule:
+                _require_default(self, "optimiser", name, f"set optimiser.schedule = '{schedule}'")
         if self.freeze_epochs == 0:
             remedy = "set optimiser.freeze_epochs (--freeze-epochs) to 1 or more"
             _require_default(self, "optimiser", "unfreeze_lr_scale", remedy)

@@ -28,7 +28,8 @@ from moola_train.metrics import evaluate
 from moola_train.models import Model
 from moola_train.objectives import Supervised
 from moola_train.order import inverse_class_counts
-from moola_train.presets import PRESETS
+from moola_train.outcome import STOPPED
+from moola_train.presets import PRESETS, WITHOUT_LABELS
 from moola_train.run_data import RunData, paths_of, store_data
 from moola_train.runs import SUMMARY, RunFolder
 from moola_train.shift import with_room
@@ -42,8 +43,6 @@ from moola_train.targets import (
     make_targets,
 )
 from moola_train.transfer import TransferReport, check_card, read_encoder, transfer
-
-_NO_LABELS = {"reconstruction", "expansion", "swing", "candle"}  # heads for pretraining
 
 FeaturesOf = Callable[[Int64], Windows | NDArray[np.float32]]
 
@@ -185,7 +184,9 @@ def fit(
         )  # fmt: skip
         found = FitReport(**vars(done), transfer=moved)
         run.write_json(SUMMARY, found.to_dict())
-        write_weights(model, run)
+        # Nothing has measured those of a run that was stopped before its first validation.
+        if found.outcome.status != STOPPED or found.outcome.best:
+            write_weights(model, run)
     return found
 
 
@@ -235,8 +236,9 @@ def _transfer(
 
 def _require_labelled_heads(preset: str) -> None:
     """Refuse a preset that learns from bars: labels hold nothing for its heads."""
-    if preset in PRESETS and (bad := _NO_LABELS.intersection(PRESETS[preset].settings.heads)):
-        fitting = [n for n, p in PRESETS.items() if not _NO_LABELS.intersection(p.settings.heads)]
+    others = {name: WITHOUT_LABELS.intersection(p.settings.heads) for name, p in PRESETS.items()}
+    if bad := others.get(preset):
+        fitting = [name for name, heads in others.items() if not heads]
         raise ModelError(
             f"preset {preset!r} is for pretraining, labels say nothing of {', '.join(sorted(bad))};"
             f" choose one of {', '.join(fitting)}"

@@ -107,8 +107,10 @@ class Predictor:
         Raises
         ------
         ModelError
-            Other columns or feature settings, windows with bars that are not valid, or a model
-            of windows that start cold.
+            Other columns or feature settings, starts that are no whole numbers, windows with bars
+            that are not valid, or a model of windows that start cold.
+        WindowError
+            Starts outside the store.
         """
         if not self.data.anchored:
             raise ModelError(
@@ -116,7 +118,12 @@ class Predictor:
                 "history; give it prices instead"
             )
         self.require_features(store)
-        first = np.asarray(starts, np.int64)
+        given = np.asarray(starts)
+        if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
+            raise ModelError(
+                f"starts are {given.dtype} {list(given.shape)}; give whole numbers, [N]"
+            )
+        first = given.astype(np.int64)
         windows = Windows(store.features, first, self.data.window_length)
         last = first + self.data.window_length - 1
         ends = store.segments[:, 1]
@@ -170,9 +177,11 @@ class Predictor:
         Raises
         ------
         ModelError
-            Another number of bars or columns, or features that are not finite.
+            Another number of bars or columns, features that are not finite, or no batch size.
         """
         settings = self.model.settings
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ModelError(f"batch_size is {batch_size!r}; give a whole number from 1")
         if isinstance(features, Windows):
             shape = features.length, features.features.shape[1]
         else:

@@ -34,11 +34,11 @@ class LabelTable:
                 batches = list(reader.frames(columns, _BATCH_ROWS)) if columns else []
         except (BarsError, BarsNotFoundError) as error:
             # The reader is that of bars; its messages speak of them.
-            text = str(error).replace("a file of bars", "a file of labels")
+            text = str(error).replace("file of bars", "file of labels")
             raise LabelsError(text.replace("holds bars", "holds labels")) from error
         self.name = reader.description
         self._names = reader.names
-        self.frame = pl.concat(batches) if batches else pl.DataFrame()
+        self.frame = pl.concat(batches) if batches else pl.DataFrame(schema=columns)
 
     def __len__(self) -> int:
         return self.frame.height

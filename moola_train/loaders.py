@@ -175,6 +175,8 @@ class WindowLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another loader stood: the next iteration yields the rest of its epoch.
 
+        An order that may be shuffled in any blocks takes those of the state.
+
         Parameters
         ----------
         state
@@ -197,6 +199,9 @@ class WindowLoader:
         own = self.state_dict()
         if set(state) != set(own) or not isinstance(state["order"], dict):
             raise LoaderError(f"the loader's state has {sorted(state)}, not {sorted(own)}")
+        if self.order.any_block and state["order"].get("block") != self.order.block:
+            self.order = self.order.in_blocks(state["order"].get("block"))
+            own = self.state_dict()
         for name, wanted in own["order"].items():
             found = state["order"].get(name)
             if found != wanted:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,6 +47,9 @@ class BatchOrder:
     block
         Items in a block, for tables beyond the memory: blocks in random order, and the items of
         16 neighbours in that order shuffled. None shuffles all items; see :func:`shuffle_block`.
+    any_block
+        Whether `block` was chosen by what fits, so that an order that goes on from another may
+        take that one's.
     rank, world_size
         Which of how many processes this is.
 
@@ -81,6 +85,7 @@ class BatchOrder:
         drop_last: bool = True,
         weights: ArrayLike | None = None,
         block: int | None = None,
+        any_block: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -90,6 +95,7 @@ class BatchOrder:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.block = None if block is None else _whole("block", block, 1)
+        self.any_block = any_block
         self.world_size = _whole("world_size", world_size, 1)
         self.rank = _whole("rank", rank, 0, self.world_size - 1)
         if not shuffle and (weights is not None or block is not None):
@@ -108,6 +114,19 @@ class BatchOrder:
             f"<BatchOrder: {self.num_batches:,} batches of {self.batch_size} "
             f"out of {self.num_items:,}, rank {self.rank} of {self.world_size}>"
         )
+
+    def in_blocks(self, block: int | None) -> Self:
+        """Return the same order with another block.
+
+        Raises
+        ------
+        LoaderError
+            A block that is none.
+        """
+        other = copy.copy(self)
+        other.block = None if block is None else _whole("block", block, 1)
+        other._shuffled = None
+        return other
 
     def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Positions of the windows of one batch.

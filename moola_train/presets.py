@@ -112,6 +112,9 @@ class Preset:
     settings: ModelSettings
 
 
+WITHOUT_LABELS = frozenset({"reconstruction", "expansion", "swing", "candle"})
+"""Heads that learn from the bars alone, in pretraining."""
+
 PRESETS: dict[str, Preset] = {
     "jade-compact": Preset(
         "small: type, pointers and countdown, and the span bar by bar",

@@ -20,13 +20,14 @@ from moola_train.assembly import RunReport, make_loaders, make_model, train
 from moola_train.config import require_watch
 from moola_train.devices import prepare_device
 from moola_train.distributed import ALONE, World
-from moola_train.errors import LabelsError, RunError
+from moola_train.errors import LabelsError, ModelError, RunError
 from moola_train.labels import CLASSES, read_labels, store_fingerprint
 from moola_train.loop import Outcome, Report
 from moola_train.mae import INTERPOLATION, MEAN, MaskedAutoencoder
 from moola_train.models import Model
 from moola_train.objectives import Objective
 from moola_train.outcome import STOPPED
+from moola_train.presets import PRESETS, WITHOUT_LABELS
 from moola_train.pretrain_config import PretrainConfig
 from moola_train.runs import SUMMARY, RunFolder
 from moola_train.splits import read_split
@@ -186,12 +187,13 @@ def pretrain(
         Settings or a run folder that do not fit, or too few windows; the message says which.
     """
     config, period = config or PretrainConfig(), period or TrainingPeriod()
+    kind = OBJECTIVES[config.pretrain.objective]
+    _require_own_heads(config.model.preset, kind.model_settings["heads"])
     target = encoder_path(encoder_file)
     require_folder(target.absolute().parent, target)
     device = prepare_device(config.loop, world)
     parts = pretraining_windows(store, config, period.stop_bar)
     loaders = make_loaders(parts, config, device, world=world)
-    kind = OBJECTIVES[config.pretrain.objective]
     objective: PretrainObjective = kind.of(parts["train"], store.names, config)
     model = make_model(
         config, len(store.names), window_length=parts["train"].length,
@@ -214,6 +216,18 @@ def pretrain(
         found = PretrainReport(**vars(done), encoder=target if ended else None)
         run.write_json(SUMMARY, found.to_dict())
     return found
+
+
+def _require_own_heads(preset: str, heads: tuple[str, ...]) -> None:
+    """Refuse a preset that learns something else from bars than the objective teaches."""
+    if preset not in PRESETS:
+        return  # which is said where the model is made
+    others = WITHOUT_LABELS.intersection(PRESETS[preset].settings.heads).difference(heads)
+    if others:
+        raise ModelError(
+            f"preset {preset!r} learns {', '.join(sorted(others))}, and the objective teaches "
+            f"{', '.join(heads)}; choose jade-mae, or a preset for labels, whose encoder is taken"
+        )
 
 
 def pretraining_windows(

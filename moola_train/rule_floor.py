@@ -154,7 +154,9 @@ class RuleFloor:
         total = is_type.sum(axis=0)  # [C]
         low_f1 = 2 * low_right / (cuts[:, None] + total)
         high_f1 = 2 * (total - low_right) / (len(box) - cuts[:, None] + total).clip(min=1)
-        both = low_f1[:, :, None] + high_f1[:, None, :]  # [cuts, C, C]
+        both = low_f1[:, :, None] + high_f1[:, None, :]  # [cuts, C, C]: macro F1 times C
+        one = np.arange(num_classes)  # one type on both sides is said of every window
+        both[:, one, one] = 2 * total / (len(box) + total)
         best = np.unravel_index(np.argmax(both), both.shape)
         cut = int(cuts[best[0]])
         threshold = (box[cut - 1] + box[min(cut, len(box) - 1)]) / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moola_features.times import TimeLike, parse_time_ns, time_text
-from moola_train.errors import SplitError
+from moola_train.errors import ConfigError, SplitError
 from moola_train.targets import Int64, LabelledWindows
 
 DEFAULT_SHARE = 0.15
@@ -29,7 +29,7 @@ def cuts_by_share(
 
     Raises
     ------
-    SplitError
+    ConfigError
         A number out of bounds, or shares that leave nothing to train on.
 
     Examples
@@ -38,18 +38,20 @@ def cuts_by_share(
     [500, 700, 900]
     """
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 1:
-        raise SplitError(f"folds is {folds!r}; it must be a whole number of at least 1")
+        raise ConfigError(f"folds is {folds!r}; it must be a whole number of at least 1")
     if folds > len(places):
-        raise SplitError(f"folds is {folds}, and there are {len(places)} windows; give fewer folds")
+        raise ConfigError(
+            f"folds is {folds}, and there are {len(places)} windows; give fewer folds"
+        )
     val = DEFAULT_SHARE if val_share is None else val_share
     test = DEFAULT_SHARE if test_share is None else test_share
     if not 0 < val < 1:
-        raise SplitError(f"val_share is {val!r}; it must be above 0 and below 1")
+        raise ConfigError(f"val_share is {val!r}; it must be above 0 and below 1")
     if not 0 <= test < 1:
-        raise SplitError(f"test_share is {test!r}; it must be at least 0 and below 1")
+        raise ConfigError(f"test_share is {test!r}; it must be at least 0 and below 1")
     taken = folds * val + test
     if taken >= 1:
-        raise SplitError(
+        raise ConfigError(
             f"{folds} x val_share {val:g} and test_share {test:g} take {taken:.0%} of the windows "
             "and leave none to train on; make them smaller"
         )

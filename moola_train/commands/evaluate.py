@@ -10,6 +10,7 @@ import click
 from moola_features.command import command, json_option
 from moola_features.terminal import count, print_fields, print_json, print_table
 from moola_train.commands.options import PATH, open_one
+from moola_train.commands.outputs import require_output
 from moola_train.config import DEVICES
 from moola_train.evaluation.names import BLOCK_BARS, CLASS, VOLATILITY
 from moola_train.evaluation.texts import SCORE_HEADERS, number, score_cells, spread
@@ -54,10 +55,14 @@ def evaluate(
     Refused where labels, split or store changed since training.
     """
     from moola_train.evaluation.evaluate import evaluate_run
-    from moola_train.evaluation.page import require_page_path, write_page
+    from moola_train.evaluation.page import write_page
+    from moola_train.run_data import RunData
 
     if output is not None:
-        require_page_path(output)
+        where = RunData.read(run).paths
+        given = {"store": store, "labels": labels, "split": split}
+        read = {name: Path(at) for name, path in given.items() if (at := path or where.get(name))}
+        require_output(output, (".html",), called="output", **read)
     found = evaluate_run(
         run, part=part, against=against, store=open_one(store), labels=labels, split=split,
         device=device, num_draws=draws, seed=seed, say=lambda text: click.echo(text, err=True),

@@ -12,6 +12,7 @@ import click
 from moola_features.command import command, json_option
 from moola_features.errors import BarsError
 from moola_features.terminal import count, print_json, print_table, progress_bar, share
+from moola_features.times import parse_time_ns
 from moola_train.commands.options import PATH, open_one
 from moola_train.commands.outputs import require_output
 from moola_train.config import class_names
@@ -73,15 +74,19 @@ def label(
 
     settings = HindsightSettings(**limits)
     names = class_names("--keep", keep)
-    if stride > _MOST_STRIDE:
-        raise ConfigError(f"stride is {stride}; it must be at most {_MOST_STRIDE:,}")
+    if not 1 <= stride <= _MOST_STRIDE:
+        raise ConfigError(f"stride is {stride}; it must be from 1 to {_MOST_STRIDE:,}")
     require_output(output, (".parquet", ".pq"), store=store)
     _require_own(output)
     opened = open_one(store)
     assert opened is not None
+    first, last = (
+        None if when is None else parse_time_ns(name, when)
+        for name, when in (("--from", start), ("--to", stop))
+    )
     with _late_bar("labelling", show=not as_json) as progress:
         found = label_store(
-            opened, output, stride=stride, start=start, stop=stop, keep=names, settings=settings,
+            opened, output, stride=stride, start=first, stop=last, keep=names, settings=settings,
             progress=progress,
         )  # fmt: skip
     rate = found.num_windows / found.seconds

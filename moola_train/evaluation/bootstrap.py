@@ -15,6 +15,7 @@ from moola_train.targets import Float64, Int64, LabelledWindows
 NUM_DRAWS = 1_000
 SEED = 17
 LEVEL = 0.95
+MIN_DRAWS, MOST_DRAWS = 5, 100_000  # fewer have no percentiles, more no room
 MIN_BLOCKS = 5  # fewer say too little of what others would be like
 MOST_SILENT = 0.05  # of the draws, that may say nothing
 DAY_NS = 86_400 * 10**9
@@ -108,7 +109,7 @@ class Draws:
         Raises
         ------
         ConfigError
-            No draws, or a seed below 0.
+            Too few draws or too many, or a seed below 0.
 
         Notes
         -----
@@ -121,8 +122,10 @@ class Draws:
         >>> draws.counts.sum(axis=1)
         array([2, 2, 2, 2, 2], dtype=uint64)
         """
-        if num_draws < 1:
-            raise ConfigError(f"num_draws is {num_draws}; it must be at least 1")
+        if not MIN_DRAWS <= num_draws <= MOST_DRAWS:
+            raise ConfigError(
+                f"num_draws is {num_draws}; it must be from {MIN_DRAWS} to {MOST_DRAWS:,}"
+            )
         if seed < 0:
             raise ConfigError(f"seed is {seed}; it must be at least 0")
         names, block = np.unique(np.asarray(blocks), return_inverse=True)

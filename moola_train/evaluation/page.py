@@ -26,7 +26,7 @@ _SECTIONS: tuple[Callable[[Evaluation], str], ...] = (
 )
 
 
-def require_page_path(path: str | Path) -> None:
+def _require_page_path(path: str | Path) -> None:
     """Refuse a place where no page can stand, before anything is computed for it.
 
     Raises
@@ -51,7 +51,7 @@ def write_page(found: Evaluation, path: str | Path) -> None:
     OutputError
         A file that cannot be written.
     """
-    require_page_path(path)
+    _require_page_path(path)
     with replaced_file(path) as beside:
         beside.write_text(draw_page(found), encoding="utf-8")
 

@@ -16,12 +16,12 @@ from moola_train.assembly import make_loaders, make_model
 from moola_train.checkpoint import load_checkpoint
 from moola_train.config import RunConfig
 from moola_train.distributed import World
-from moola_train.errors import ConfigError
+from moola_train.errors import ConfigError, RunError
 from moola_train.fit import fit
 from moola_train.loaders import WindowLoader
 from moola_train.pretrain import pretrain
 from moola_train.pretrain_config import PretrainConfig
-from moola_train.runs import LATEST
+from moola_train.runs import LATEST, WEIGHTS
 from tests.train.small import SETTINGS, Task, make_task
 
 CPU = torch.device("cpu")
@@ -168,6 +168,28 @@ class TestBeyondTheMemory:
         fit(task.store, task.labels, task.split, tmp_path / "run", config)
         saved = load_checkpoint(tmp_path / "run" / LATEST)["loader"]["order"]
         assert saved["block"] == order.BLOCK_ITEMS
+
+    def test_a_run_goes_on_as_it_began_on_a_machine_of_less_memory(
+        self, task: Task, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = RunConfig.from_dict(SETTINGS)
+        part = config.override({"loop.max_steps": 3})
+        fit(task.store, task.labels, task.split, tmp_path / "whole", config)
+        fit(task.store, task.labels, task.split, tmp_path / "run", part)
+        monkeypatch.setattr(order, "_MEMORY_SHARE", 0.0)
+        fit(task.store, task.labels, task.split, tmp_path / "run", config, resume=True)
+        saved = load_checkpoint(tmp_path / "run" / LATEST)
+        assert saved["loader"]["order"]["block"] is None
+        weights = [(tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "run")]
+        assert weights[0] == weights[1]
+        # What was asked for stays what it is.
+        asked = config.override({"data.shuffle": "blocks"})
+        fit(task.store, task.labels, task.split, tmp_path / "asked", asked)
+        with pytest.raises(RunError, match=r"with data\.shuffle = 'blocks', not 'full'"):
+            fit(
+                task.store, task.labels, task.split, tmp_path / "asked",
+                config.override({"data.shuffle": "full"}), resume=True,
+            )  # fmt: skip
 
     @pytest.mark.usefixtures("_no_memory")
     def test_pretrain_shuffles_blocks(self, task: Task, tmp_path: Any) -> None:

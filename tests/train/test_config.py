@@ -103,6 +103,12 @@ def test_every_number_has_bounds(path: str) -> None:
         ({"loop": {"epoch": 3}}, "unknown setting loop.epoch"),
         ({"loop": {"device": "tpu"}}, "choose one of auto, cpu, cuda"),
         ({"loss": {"balance": "kendall", "pcgrad": True}}, "choose running-mean"),
+        ({"optimiser": {"plateau_patience": 9}}, "set optimiser.schedule = 'plateau', or drop it"),
+        ({"optimiser": {"plateau_factor": 0.1}}, "plateau_factor is 0.1, which does nothing"),
+        (
+            {"optimiser": {"schedule": "constant", "final_share": 0.5}},
+            "final_share is 0.5, which does nothing; set optimiser.schedule = 'cosine', or drop it",
+        ),
         ({"data": {"batch_size": 0}}, "data.batch_size is 0"),
         ({"loop": {"epochs": 2.5}}, "loop.epochs is 2.5; it must be a whole number"),
         ({"data": {"classes": "none"}}, "data.classes is 'none'; name two classes or more"),

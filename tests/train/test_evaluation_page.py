@@ -278,8 +278,9 @@ class TestCommand:
             (("--part", "train"), 2, "'train' is not one of 'val', 'test'"),
             (("-o", "page.pdf"), 2, "give a name that ends in .html"),
             (("--seed", -1), 2, "seed is -1; it must be at least 0"),
-            (("-o", "no/page.html"), 1, "there is no folder no; make it first"),
-            (("--draws", 0), 2, "num_draws is 0; it must be at least 1"),
+            (("-o", "no/page.html"), 1, "/no; make it first"),
+            (("--draws", 0), 2, "num_draws is 0; it must be from 5 to 100,000"),
+            (("--draws", 10**11), 2, "num_draws is 100000000000; it must be from 5 to"),
             (("--against", "nowhere"), 1, "nowhere is no run: data.json cannot be read"),
             (("--labels", "gone.parquet"), 1, "was trained on labels at gone.parquet"),
         ],
@@ -292,6 +293,15 @@ class TestCommand:
         assert done.out == ""
         assert "Traceback" not in done.err
         assert words in done.err.strip().splitlines()[-1]
+
+    def test_a_page_is_not_written_into_what_is_read(
+        self, moola: Moola, runs: dict[str, Path], task: Task
+    ) -> None:
+        assert task.store is not None
+        done = moola("evaluate", runs["jade-span"], "-o", task.store.path / "page.html")
+        assert done.code == 2
+        assert f"inside the store {task.store.path}; choose another folder" in done.err
+        assert not (task.store.path / "page.html").exists()
 
     def test_dates_divide(self, moola: Moola, task: Task, tmp_path: Path) -> None:
         assert task.store is not None

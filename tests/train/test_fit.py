@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from moola_train.checkpoint import load_checkpoint
 from moola_train.config import RunConfig
 from moola_train.errors import ConfigError, LabelsError, ModelError, RunError, SplitError
 from moola_train.fit import FitReport, fit
+from moola_train.inference import Predictor
 from moola_train.labels import read_labels
 from moola_train.runs import BEST, CONFIG, DATA, ENVIRONMENT, LATEST, METRICS, SUMMARY, WEIGHTS
 from moola_train.splits import read_split
@@ -221,6 +223,23 @@ class TestRuns:
         assert (tmp_path / "again" / WEIGHTS).read_bytes() == (fitted.run / WEIGHTS).read_bytes()
         run(task, tmp_path / "other", SMALL.override({"loop.seed": 13}))
         assert (tmp_path / "other" / WEIGHTS).read_bytes() != (fitted.run / WEIGHTS).read_bytes()
+
+    def test_a_run_that_is_stopped_before_its_first_validation_has_no_weights(
+        self, task: Task, tmp_path: Path
+    ) -> None:
+        def stop(_record: dict[str, Any]) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        config = SMALL.override({"loop.validate_epochs": 2})
+        report = run(task, tmp_path / "run", config, report=stop)
+        assert (report.outcome.status, report.outcome.best) == ("stopped", {})
+        assert not (tmp_path / "run" / WEIGHTS).exists()
+        with pytest.raises(RunError, match="let the run end first"):
+            Predictor.open(tmp_path / "run")
+        run(task, tmp_path / "run", config, resume=True)
+        run(task, tmp_path / "whole", config)
+        weights = [(tmp_path / name / WEIGHTS).read_bytes() for name in ("run", "whole")]
+        assert weights[0] == weights[1]
 
     def test_a_folder_that_holds_a_run_is_left_alone(self, task: Task, fitted: FitReport) -> None:
         before = (fitted.run / METRICS).read_bytes()

@@ -79,11 +79,11 @@ def test_label_as_json(moola: Moola, store: Path, tmp_path: Path) -> None:
     [
         (("--keep", "rally"), 2, ("keep names 'rally'", "ambiguous")),
         (("--keep", "none,none"), 2, ("--keep is 'none,none'", "give names that differ")),
-        (("--from", "noon"), 2, ("'noon'", "give a time such as")),
+        (("--from", "noon"), 2, ("--from is 'noon'", "give a time such as")),
         (("--from", "2031-01-01"), 1, ("no valid window of 105 bars there", "another period")),
-        (("--stride", 0), 1, ("stride is 0", "whole number from 1")),
+        (("--stride", 0), 2, ("stride is 0", "from 1 to")),
         (("--max-gap-minutes", 0), 2, ("max_gap_minutes is 0", "0.001")),
-        (("--stride", 10**20), 2, ("stride is 100000000000000000000", "at most")),
+        (("--stride", 10**20), 2, ("stride is 100000000000000000000", "from 1 to")),
         (("--max-span-minutes", 9), 1, ("is labelled consolidation or retracement", "keep more")),
     ],
 )  # fmt: skip
@@ -104,7 +104,7 @@ def test_label_says_where_it_cannot_write(moola: Moola, store: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--stride", 0), 1, "stride is 0"), (("--keep", "foo"), 2, "keep names 'foo'"),
+        (("--stride", 0), 2, "stride is 0"), (("--keep", "foo"), 2, "keep names 'foo'"),
         (("--keep", "none,none"), 2, "give names that differ"), (("--from", "noon"), 2, "'noon'"),
         (("--from", "2031-01-01"), 1, "no valid window"), (("-o", "no/x.parquet"), 1, "no folder"),
     ],

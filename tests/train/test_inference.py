@@ -231,6 +231,18 @@ class TestRefusals:
         with pytest.raises(WindowError, match="starts reach"):
             predictor.predict(store, [1_990])
 
+    @pytest.mark.parametrize("starts", [[[100]], [100.7], "100", ["a"]])
+    def test_starts_that_are_none(self, store: mf.Store, spans: Path, starts: Any) -> None:
+        predictor = Predictor.open(spans)
+        message = refusal(ModelError, lambda: predictor.predict(store, starts))
+        assert message.endswith("give whole numbers, [N]")
+
+    @pytest.mark.parametrize("size", [0, -1, 2.5, True])
+    def test_batches_that_are_none(self, store: mf.Store, spans: Path, size: Any) -> None:
+        predictor = Predictor.open(spans)
+        message = refusal(ModelError, lambda: predictor.predict(store, [200], batch_size=size))
+        assert message == f"batch_size is {size!r}; give a whole number from 1"
+
     def test_windows_of_another_shape(self, spans: Path) -> None:
         predictor = Predictor.open(spans)
         message = refusal(

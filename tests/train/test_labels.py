@@ -347,6 +347,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "no column 'window_id'; the columns are a" in refusal(pl.DataFrame({"a": [1]}))
     assert "neither column 'start_time' nor 'features'" in refusal(contained(2).drop("features"))
     assert "no rows" in refusal(anchored(TIMES).clear())
+    anchored(TIMES).clear().write_csv(tmp_path / "labels.csv")
+    assert "no rows; label at least one window" in refusal(tmp_path / "labels.csv")
+    assert "is a folder; give one file of labels" in refusal(tmp_path)
 
 
 def test_windows_stand_inside_their_store(store: mf.Store) -> None:

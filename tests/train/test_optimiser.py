@@ -120,9 +120,9 @@ class TestSchedule:
             assert each.rates(50)[HEADS] == 0.125
 
     def test_others_do_not_look_at_the_loss(self) -> None:
-        schedule = Schedule(OptimiserConfig(plateau_patience=1), 10, 10)
+        schedule = Schedule(OptimiserConfig(), 10, 10)
         before = schedule.rates(50)
-        for _ in range(5):
+        for _ in range(20):
             schedule.observe(7.0)
         assert schedule.rates(50) == before
 

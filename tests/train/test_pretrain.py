@@ -252,7 +252,7 @@ class TestRun:
         with pytest.raises(OutputError, match="there is no folder"):
             pretrain(store, tmp_path / "none" / "e.safetensors", tmp_path / "run", CONFIG)
         config = with_settings(CONFIG, model__preset="jade-giant")
-        with pytest.raises(ModelError, match="there is no preset 'jade-giant'"):
+        with pytest.raises(ConfigError, match="there is no preset 'jade-giant'"):
             pretrain(store, tmp_path / "e.safetensors", tmp_path / "run", config)
         assert not (tmp_path / "run").exists()
 

@@ -187,7 +187,7 @@ class TestFit:
     @pytest.mark.parametrize(
         ("flags", "code", "parts"),
         [
-            (("--preset", "jade-giant"), 1, ("no preset 'jade-giant'", "choose one of")),
+            (("--preset", "jade-giant"), 2, ("no preset 'jade-giant'", "choose one of")),
             (("--preset", "jade-mae"), 1, ("'jade-mae' is for pretraining", "jade-compact")),
             (("--epochs", 0), 2, ("loop.epochs is 0", "from 1 to")),
             (("--set", "loop.epoch=3"), 2, ("unknown setting 'loop.epoch'", "loop.epochs")),
@@ -393,6 +393,7 @@ class TestPretrain:
             (("--set", "loop.watch=luck"), 2, ("loop.watch is 'luck'", "loss, loss.")),
             (("--set", "data.balanced=true"), 2, ("data.balanced = true does nothing", "drop it")),
             (("--set", "loss.type_loss=focal"), 2, ("loss.type_loss = 'focal' does nothing",)),
+            (("--preset", "multitask"), 1, ("'multitask' learns candle, ", "jade-mae")),
             (("--set", "pretrain.val_share=0.001"), 1, ("none is left for val", "val_share")),
         ],
     )
