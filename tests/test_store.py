@@ -6,6 +6,7 @@ import gc
 import json
 import mmap
 import shutil
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -280,7 +281,7 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         ("key", "value"),
-        [("consolidated_metadata", {"metadata": {"x": "y" * 999}}), ("node_type", "array")],
+        [("extension", {"metadata": {"x": "y" * 999}}), ("node_type", "array")],
     )
     def test_another_group(self, copy, key, value):
         edit(copy / "zarr.json", set_in(key, value))
@@ -293,6 +294,13 @@ class TestRefused:
             edit(copy / "time" / "zarr.json", lambda document, key=key: document.pop(key))
         edit(copy / "zarr.json", set_in("consolidated_metadata", None))
         assert_store_holds(mf.open_store(copy), bars, CONFIG)
+
+    def test_zarr_may_have_gathered_the_metadata(self, copy, bars):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that format 3 has no word for it yet
+            zarr.consolidate_metadata(copy)
+        assert "consolidated_metadata" in json.loads((copy / "zarr.json").read_text())
+        assert_store_holds(mf.open_store(copy, check=True), bars, CONFIG)
 
     def test_a_single_byte_has_no_order(self, copy, bars):
         little = [{"name": "bytes", "configuration": {"endian": "little"}}]
