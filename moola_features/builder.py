@@ -18,10 +18,12 @@ from moola_features.building.report import BuildReport, Progress
 from moola_features.config import FeatureConfig
 from moola_features.engine import resolve_workers
 from moola_features.errors import ConfigError, StoreError
+from moola_features.files import require_named, steady_path
 from moola_features.remote.building import build_remote_instrument, build_remote_universe
 from moola_features.remote.objects import is_remote, local_path
 from moola_features.remote.transfer import at_hand
 from moola_features.store import open_store, read_attributes
+from moola_features.store.layout import require_outside
 from moola_features.universe.building import build_universe
 from moola_features.universe.inputs import Input, files_of, names_files
 from moola_features.universe.sorting import symbols_of
@@ -111,7 +113,8 @@ def build(
     ConfigError
         Less than one worker, memory that not even one fits into, or a limit of it for a cluster.
     OutputError
-        A full disk, no permission, or another build of the same target.
+        A full disk, no permission, a target that is inside another store, or another build of the
+        same target.
     """
     place = local_path(path)
     many: dict[str, Any] = {
@@ -124,12 +127,18 @@ def build(
             "leave it out, or build without --dask"
         )
     target = Path(place)
-    found = None if is_remote(place) else identity(target)
+    found = None
+    if not is_remote(place):
+        require_named(place)
+        place = target = steady_path(place)
+        found = identity(target)
     if append and is_remote(place):
         raise StoreError(f"{place} cannot be appended to; build it anew, without --append")
     grow = append and not force and found is not None
     if grow:
         config = config_of(target, config)
+    elif not is_remote(place):
+        require_outside(target)
     recipe = Recipe(
         config=FeatureConfig.or_standard(config), column_map=column_map, on_bad_bars=on_bad_bars,
         force=force, append=grow,

@@ -54,6 +54,8 @@ class _Place(_ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, context: click.Context | None
     ) -> Path | str:
+        if not str(value).strip():  # a shell's variable that is not set
+            self.fail("it is empty text, which is no path; name a file or a folder", param, context)
         place = local_path(str(value))
         if not is_remote(place):
             return Path(place)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from moola_features.bars.checks import PRICES
 from moola_features.errors import ConfigError, MoolaError, OutputError, WindowError
-from moola_features.files import replaced_folder
+from moola_features.files import replaced_folder, require_named, steady_path
 from moola_features.remote.objects import require_local
 from moola_features.splits import DEFAULT_SHARES, split_windows
 from moola_features.store import Store, open_store, read_json
@@ -148,7 +148,8 @@ def export_store(
     """
     began = time.perf_counter()
     opened = _one_store(store)
-    target = Path(folder)
+    require_named(folder)
+    target = steady_path(folder)
     if not windows and (per_split or not bars):
         asked = "per_split" if per_split else "bars = False"
         raise ConfigError(f"windows = False and {asked} leave nothing to write; drop one of them")

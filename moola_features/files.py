@@ -152,6 +152,21 @@ def link_tree(source: str | Path, target: str | Path) -> None:
                 shutil.copyfile(entry.path, beside)
 
 
+def require_named(target: str | Path) -> None:
+    """Refuse empty text, which a path would take for the current folder."""
+    if not str(target).strip():
+        raise OutputError("the path to write is empty text; name a file or a folder")
+
+
+def steady_path(target: str | Path) -> Path:
+    """Return a path that still leads to the target when the current folder has been replaced."""
+    path = Path(target)
+    if path.is_absolute():
+        return path
+    place = Path(os.path.realpath(path))
+    return place if Path.cwd().is_relative_to(place) else path
+
+
 def require_folder(folder: Path, target: Path) -> None:
     """Refuse to write into a folder that is not there."""
     if not folder.is_dir():

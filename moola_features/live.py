@@ -16,6 +16,7 @@ from moola_features.bars.times import TimeReader
 from moola_features.config import FeatureConfig
 from moola_features.errors import BarsError, StreamError
 from moola_features.files import replaced_file
+from moola_features.store.layout import require_outside
 from moola_features.stream import Stream
 from moola_features.times import time_text
 
@@ -30,7 +31,11 @@ def open_stream(state: Path | None, store: Store | None, config: FeatureConfig |
     ------
     StreamError
         A state that cannot be read, or of another configuration than the one asked for.
+    OutputError
+        A state that is inside a store.
     """
+    if state is not None:
+        require_outside(state)
     if state is not None and state.exists():
         try:
             saved = json.loads(state.read_text(encoding="utf-8"))

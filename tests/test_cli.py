@@ -232,6 +232,16 @@ class TestUserErrors:
         assert refused.code == 2
         one_line(refused, "max_gap", "soon", "4h")
 
+    def test_empty_text_is_no_path(self, moola, store: Path, tmp_path: Path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for given in (("build", SAMPLE), ("export", store), ("synth", "--bars", 1_000)):
+            refused = moola(*given, "-o", "")
+            assert refused.code == 2
+            assert refused.err.endswith(
+                "is empty text, which is no path; name a file or a folder\n"
+            )
+        assert list(tmp_path.iterdir()) == []
+
     def test_unknown_setting_in_toml(self, moola, tmp_path: Path) -> None:
         toml = tmp_path / "f.toml"
         toml.write_text("swing_rul = 'atr'\n")
@@ -318,6 +328,12 @@ class TestOtherCommands:
             )  # fmt: skip
             got += [list(json.loads(line).values())[2:] for line in done.stdout.splitlines()]
         assert np.array_equal(np.array(got, np.float32), expected)
+
+    def test_a_state_inside_a_store(self, moola, store: Path) -> None:
+        refused = moola("stream", "--state", store / "state.json")
+        assert refused.code == 1
+        one_line(refused, "is inside the store", "choose another folder")
+        assert not (store / "state.json").exists()
 
     def test_stream_goes_on_from_a_store(self, store: Path) -> None:
         opened = mf.open_store(store)

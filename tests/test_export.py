@@ -317,6 +317,17 @@ def test_a_place_inside_a_store_is_refused(store: mf.Store) -> None:
     assert not (store.path / "plain").exists()
 
 
+def test_the_current_folder_and_empty_text(
+    store: mf.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="empty text"):
+        export_store(store, "")
+    assert files_in(tmp_path) == set()
+    report = export_store(store, ".", windows=False)
+    assert set(report.files) == files_in(tmp_path) == {"bars.parquet", "metadata.json"}
+
+
 def test_an_earlier_export_is_replaced_only_by_force(store: mf.Store, tmp_path: Path) -> None:
     folder = tmp_path / "plain"
     folder.mkdir()

@@ -163,3 +163,42 @@ class TestTargets:
             assert link.is_symlink()
             assert names_in(tmp_path) == ["disk", "x.zarr"]
             assert names_in(tmp_path / "disk") == ["x.zarr"]
+
+    def test_the_current_folder(self, tmp_path, monkeypatch):
+        here = tmp_path / "x.zarr"
+        here.mkdir()
+        for seed, path in enumerate((".", "../x.zarr", here)):
+            monkeypatch.chdir(here)
+            report = mf.build(walk(200, seed=seed), path, force=True)
+            assert report.path == here
+            assert_store_holds(mf.open_store(here), walk(200, seed=seed), mf.FeatureConfig())
+        assert names_in(tmp_path) == ["x.zarr"]
+
+    def test_empty_text(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for force in (False, True):
+            message = refused(OutputError, walk(200), "", force=force)
+            assert message == "the path to write is empty text; name a file or a folder"
+        assert names_in(tmp_path) == []
+
+    def test_inside_a_store(self, tmp_path):
+        mf.build(walk(200), tmp_path / "x.zarr")
+        before = tree(tmp_path)
+        for force in (False, True):
+            message = refused(OutputError, walk(200), tmp_path / "x.zarr" / "y.zarr", force=force)
+            assert "is inside the store" in message
+            assert message.endswith("the next build would delete it; choose another folder")
+        assert tree(tmp_path) == before
+
+    def test_an_instrument_of_a_universe(self, tmp_path):
+        bars = walk(300)
+        both = [write(bars[:200], tmp_path / f"{name}.parquet") for name in "AB"]
+        universe = tmp_path / "u.zarr"
+        mf.build(both, universe)
+        before = tree(universe)
+        for name in "BC":
+            message = refused(OutputError, both[0], universe / name, force=True)
+            assert "is inside the store" in message
+        assert tree(universe) == before
+        mf.build(bars, universe / "B", append=True)  # it stays what it is
+        assert_store_holds(mf.open_store(universe)["B"], bars, mf.FeatureConfig())

@@ -17,6 +17,7 @@ from moola_features import synth
 from moola_features.errors import ConfigError, OutputError
 from moola_features.kernels import market as market_kernel
 from moola_features.synth import SyntheticMarket, planting, synthesise, write_market
+from tests.markets import walk
 
 DATA = Path(__file__).parents[1] / "data"
 MINUTE = 60_000_000_000
@@ -441,6 +442,12 @@ def test_paths_that_cannot_work_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one path"):
         write_market(tmp_path / "a.csv", labels_path=f"{tmp_path}/./a.csv", num_bars=1_000)
     assert list(tmp_path.iterdir()) == []
+    store = mf.build(walk(200), tmp_path / "x.zarr").path
+    for bars, labels in ((store / "a.csv", None), (tmp_path / "a.csv", store / "b.csv")):
+        with pytest.raises(OutputError, match=r"\.csv is inside the store"):
+            write_market(bars, labels_path=labels, num_bars=1_000)
+    assert list(tmp_path.iterdir()) == [store]
+    assert not list(store.glob("*.csv"))
 
 
 # The module itself

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from moola_features.bars import Bars
 from moola_features.errors import ConfigError, OutputError
 from moola_features.files import replaced_file
+from moola_features.store.layout import require_outside
 from moola_features.synth.planting import (
     WINDOW_LENGTH,
     Plan,
@@ -185,6 +186,7 @@ def write_market(
     for target in targets:
         if target.suffix.lower() not in (".parquet", ".csv"):
             raise ConfigError(f"{target}: suffix is {target.suffix!r}; give .parquet or .csv")
+        require_outside(target)
     if len({target.resolve() for target in targets}) < len(targets):
         raise ConfigError(f"{path}: bars and labels go to one path; give two")
     market = synthesise(num_bars, seed=seed, tick=tick, start_price=start_price)
