@@ -80,7 +80,8 @@ def build(
         agree. The configuration is the store's, and must be if one is given. Without a store to
         append to, or with ``force``, one is built of the source alone.
     prune
-        Remove instruments of a universe whose input is not given; they stay by default.
+        Remove instruments of a universe whose input is not given; they stay by default. Refused
+        with ``append``, and for one instrument.
     dask
         Address of a Dask scheduler, such as ``tcp://host:8786``, whose workers reach the input and
         the target by the same paths or addresses: they build whole instruments, or chunk ranges of
@@ -111,11 +112,14 @@ def build(
     StoreError
         The target holds something else and ``force`` is not set; or it cannot be appended to.
     ConfigError
-        Less than one worker, memory that not even one fits into, or a limit of it for a cluster.
+        Less than one worker, memory that not even one fits into, a limit of it for a cluster, or
+        ``prune`` where there is nothing to be removed.
     OutputError
         A full disk, no permission, a target that is inside another store, or another build of the
         same target.
     """
+    if prune and append and not force:
+        raise ConfigError("prune is set, and append removes nothing; leave out --append or --prune")
     place = local_path(path)
     many: dict[str, Any] = {
         "prune": prune, "progress": progress, "tell": tell,
@@ -196,6 +200,11 @@ def _build_source(near: Any, source: Any, order: Order) -> BuildReport:
         raise StoreError(
             f"{target} holds a universe, not one instrument; pass --force to replace it, or build "
             "into another folder"
+        )
+    if told["prune"]:
+        raise ConfigError(
+            f"prune is set, and {job.settings['source']} is one instrument, not a universe; "
+            "leave out --prune"
         )
     if is_remote(place) and order.runner is None:
         return build_remote_instrument(job, str(place), recipe, told["tell"])

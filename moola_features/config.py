@@ -191,7 +191,7 @@ class FeatureConfig:
         path
             File with settings at the top level; ``profile = "wide"`` may name a base.
         overrides
-            Fields that replace the file's.
+            Fields that replace the file's; ``profile`` another base in place of the file's.
 
         Raises
         ------
@@ -204,8 +204,9 @@ class FeatureConfig:
             raise ConfigError(f"config {path}: {error.strerror}; give a readable file") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"config {path} is not TOML: {error}") from error
-        base = _profile_settings(values.pop("profile", "standard"))
-        return cls.from_dict({**base, **values, **overrides})
+        settings = {"profile": "standard", **values, **overrides}
+        base = _profile_settings(settings.pop("profile"))
+        return cls.from_dict({**base, **settings})
 
     def to_toml(self) -> str:
         """Return the configuration as TOML text that :meth:`from_toml` reads back.

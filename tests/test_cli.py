@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -119,6 +120,18 @@ class TestBuild:
         assert config == mf.FeatureConfig.profile(
             "wide", atr_period=14, swing_rule="early", context=True, max_gap="90min"
         )
+
+    def test_a_profile_beside_a_file(self, moola, tmp_path: Path, monkeypatch) -> None:
+        toml = tmp_path / "f.toml"
+        toml.write_text("atr_period = 14\n")
+        given = ("--config", toml, "--profile", "wide")
+        done = moola("build", SAMPLE, "-o", tmp_path / "a.zarr", *given)
+        assert done.code == 0, done.err
+        config = mf.open_store(tmp_path / "a.zarr").config
+        assert config == mf.FeatureConfig.profile("wide", atr_period=14)
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        shown = moola("stream", "--store", tmp_path / "a.zarr", *given)  # its configuration fits
+        one_line(shown, "stdin is empty")
 
     def test_columns_are_mapped(self, moola, tmp_path: Path) -> None:
         odd = pl.read_parquet(SAMPLE).rename({"open": "first price"})

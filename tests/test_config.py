@@ -295,6 +295,14 @@ class TestFiles:
         config = self.read(tmp_path, text, k=9, max_gap=None)
         assert config == mf.FeatureConfig.profile("wide", k=9.0)
 
+    def test_another_profile_than_the_files(self, tmp_path):
+        text = 'profile = "faithful"\nk = 2.5\n'
+        for content in (text, "k = 2.5"):
+            config = self.read(tmp_path, content, profile="wide")
+            assert config == mf.FeatureConfig.profile("wide", k=2.5)
+        with pytest.raises(ConfigError, match="profile is 'narrow'; choose one of"):
+            self.read(tmp_path, text, profile="narrow")
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [

@@ -20,7 +20,13 @@ import pytest
 
 import moola_features as mf
 from moola_features.building.outcomes import Outcome
-from moola_features.errors import BarsError, BarsNotFoundError, OutputError, StoreError
+from moola_features.errors import (
+    BarsError,
+    BarsNotFoundError,
+    ConfigError,
+    OutputError,
+    StoreError,
+)
 from moola_features.files import replaced_folder
 from moola_features.store import writer as store_writer
 from moola_features.universe import runner
@@ -264,6 +270,24 @@ class TestAgain:
         assert statuses(report) == {"BTC": "unchanged", "ETH": "removed", "NQ": "unchanged"}
         assert list(mf.open_store(tmp_path / "u.zarr")) == ["BTC", "NQ"]
         assert names_in(tmp_path / "u.zarr") == ["BTC", "NQ", "zarr.json"]
+
+    def test_where_nothing_can_be_removed(self, data, tmp_path):
+        mf.build(data, tmp_path / "u.zarr")
+        mf.build(data / "BTC.parquet", tmp_path / "x.zarr")
+        before = tree(tmp_path)
+        for source in (data / "BTC.parquet", [data / "BTC.parquet"]):
+            message = refused(ConfigError, source, tmp_path / "u.zarr", append=True, prune=True)
+            assert message == (
+                "prune is set, and append removes nothing; leave out --append or --prune"
+            )
+        for force in (False, True):
+            message = refused(
+                ConfigError, data / "BTC.parquet", tmp_path / "x.zarr", prune=True, force=force
+            )
+            assert message == (
+                "prune is set, and BTC.parquet is one instrument, not a universe; leave out --prune"
+            )
+        assert tree(tmp_path) == before
 
     @pytest.mark.parametrize("name", ["features/c/0/0", "valid/zarr.json", "segments/c/0/0"])
     def test_a_damaged_store_is_built_anew(self, name, data, tmp_path):
