@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 import click  # noqa: E402
 
 from moola_features import __version__, spec  # noqa: E402
-from moola_features.command import CONTEXT, command_of, json_option, run  # noqa: E402
+from moola_features.command import (  # noqa: E402
+    CONTEXT,
+    command_of,
+    json_option,
+    run,
+    when_interrupted,
+)
 from moola_features.config import PROFILES, FeatureConfig  # noqa: E402
 from moola_features.errors import ConfigError  # noqa: E402
 from moola_features.remote.objects import is_remote, local_path  # noqa: E402
@@ -173,6 +179,8 @@ def build(
     from moola_features.builder import build as build_store
     from moola_features.universe.inputs import names_files
 
+    if is_remote(store):  # where the old store's mark is removed before the new one is brought
+        when_interrupted(f"interrupted; what stood at {store} may be gone, build again")
     given = any(value is not None for value in settings.values())
     config = _config_of(settings) if given or not append else None
     source = bars[0] if len(bars) == 1 else bars
@@ -473,6 +481,7 @@ def stream(
     """Read bars as CSV on stdin (time,open,high,low,close), write their features on stdout."""
     from moola_features.live import follow, open_stream
 
+    when_interrupted("interrupted")  # the state may be saved by then
     chosen = {name: value for name, value in settings.items() if value is not None}
     config = _config_of(settings) if chosen else None
     begun = open_stream(state, _one_store(store, symbol) if store else None, config)

@@ -14,6 +14,7 @@ from moola_features.errors import ConfigError, MoolaError
 
 _VERY_VERBOSE = 2
 _STATE = {"verbosity": 0}
+_SAID = {"interrupted": ""}
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -43,6 +44,11 @@ def json_option(function: Callable[..., None]) -> Callable[..., None]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
+def when_interrupted(text: str) -> None:
+    """Let a command say something else after Ctrl-C or SIGTERM than its program does."""
+    _SAID["interrupted"] = text
+
+
 def run(group: click.Group, name: str, interrupted: str) -> NoReturn:
     """Run a command line and exit: 0 done, 1 failed, 2 wrong usage.
 
@@ -53,9 +59,10 @@ def run(group: click.Group, name: str, interrupted: str) -> NoReturn:
     name
         What the program is called.
     interrupted
-        What to say after Ctrl-C or SIGTERM.
+        What to say after Ctrl-C or SIGTERM, unless :func:`when_interrupted` tells another.
     """
     _STATE["verbosity"] = 0
+    when_interrupted(interrupted)
     # A terminated program tidies up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -64,7 +71,7 @@ def run(group: click.Group, name: str, interrupted: str) -> NoReturn:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo(interrupted, err=True)
+        click.echo(_SAID["interrupted"], err=True)
         code = 1
     except BrokenPipeError:
         code = 1

@@ -409,6 +409,37 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bars.parquet"]
 
 
+def test_an_interrupted_stream_promises_nothing(tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moola_features", "stream", "--state", state],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("time,open,high,low,close\n2024-03-05T14:30Z,1,2,0.5,1\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    process.stdout.readline()  # the bar's features
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.strip() == "interrupted"
+    assert json.loads(state.read_text())["last_time"] == 1_709_649_000 * 10**9
+
+
+def test_an_interrupted_build_of_an_address_promises_nothing(moola, monkeypatch) -> None:
+    def build(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moola_features.builder.build", build)
+    done = moola("build", SAMPLE, "-o", "s3://bucket/x.zarr")
+    last = done.err.strip().splitlines()[-1]
+    assert last == "interrupted; what stood at s3://bucket/x.zarr may be gone, build again"
+    done = moola("build", SAMPLE, "-o", "x.zarr")
+    assert done.err.strip().splitlines()[-1] == "interrupted; what was there before is untouched"
+
+
 def test_module_and_script_are_the_same() -> None:
     script = Path(sys.executable).parent / "moola-features"
     command = [sys.executable, "-m", "moola_features", "--version"]
