@@ -22,6 +22,7 @@ from moola_features.command import (  # noqa: E402
     command_of,
     json_option,
     run,
+    verbose_option,
     when_interrupted,
 )
 from moola_features.config import PROFILES, FeatureConfig  # noqa: E402
@@ -78,6 +79,7 @@ _SORTABLE = ("instrument", "bars", "from", "to", "segments", "flat", "valid", "d
 
 @click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="moola-features")
+@verbose_option
 def cli() -> None:
     """Scale-free features of one-minute bars: build a store, check it, look at it."""
 
@@ -395,7 +397,10 @@ def _print_verification(report: Any) -> None:
 @click.argument("store", type=_FOLDER)
 @click.option("-o", "--output", type=_FOLDER, required=True, help="Page (.html) or picture (.png).")
 @click.option("--at", metavar="TIME", help="Time to show, UTC; the last bars when left out.")
-@click.option("--bars", type=click.IntRange(20, 20_000), default=400, show_default=True)
+@click.option(
+    "--bars", type=click.IntRange(20, 20_000), default=400, show_default=True,
+    help="Number of bars to show.",
+)  # fmt: skip
 @click.option("--column", "columns", multiple=True, help="Column to draw; may be repeated.")
 @click.option("--symbol", help="Instrument, in a store of several.")
 @json_option
@@ -424,7 +429,10 @@ def show(
 @_command
 @click.argument("store", type=_FOLDER)
 @click.option("-o", "--output", type=_FOLDER, required=True, help="Folder to write.")
-@click.option("--stride", type=click.IntRange(1), default=52, show_default=True)
+@click.option(
+    "--stride", type=click.IntRange(1), default=52, show_default=True,
+    help="Bars from one window to the next.",
+)  # fmt: skip
 @click.option("--per-split", is_flag=True, help="One file of windows for each split.")
 @click.option("--windows/--no-windows", default=True, help="Write the windows as .npy files.")
 @click.option("--bars/--no-bars", default=True, help="Write one row a bar as Parquet.")
@@ -446,9 +454,15 @@ def export(store: Path, output: Path, symbol: str | None, as_json: bool, **optio
 
 @_command
 @click.option("-o", "--output", type=_FOLDER, required=True, help="Bars: .parquet or .csv.")
-@click.option("--bars", "num_bars", type=int, default=1_800_000, show_default=True)
+@click.option(
+    "--bars", "num_bars", type=int, default=1_800_000, show_default=True,
+    help="Number of bars to make.",
+)  # fmt: skip
 @click.option("--labels", "labels_path", type=_FOLDER, help="Where to write the planted windows.")
-@click.option("--seed", type=int, default=17, show_default=True)
+@click.option(
+    "--seed", type=int, default=17, show_default=True,
+    help="Of the random numbers: the same one makes the same market.",
+)  # fmt: skip
 @json_option
 def synth(output: Path, num_bars: int, labels_path: Path | None, seed: int, as_json: bool) -> None:
     """Make a synthetic market with planted expansions whose truth is known."""

@@ -21,11 +21,15 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 def command(function: Callable[..., None]) -> click.Command:
     """Make a command, which takes -v wherever it is written."""
-    verbose = click.option(
+    return click.command()(verbose_option(function))
+
+
+def verbose_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add -v, to a command or to the group of them."""
+    return click.option(
         "-v", "--verbose", count=True, expose_value=False, callback=_remember_verbosity,
-        help="Say more; -vv shows the traceback of an error.",
-    )  # fmt: skip
-    return click.command()(verbose(function))
+        help="Twice, -vv, to show the traceback of an error.",
+    )(function)  # fmt: skip
 
 
 def command_of(group: click.Group) -> Callable[[Callable[..., None]], click.Command]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from moola_features import __version__
-from moola_features.command import CONTEXT, run
+from moola_features.command import CONTEXT, run, verbose_option
 from moola_train.allocator import keep_freed
 from moola_train.commands.evaluate import evaluate
 from moola_train.commands.fit import fit
@@ -53,6 +53,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="moola-train")
+@verbose_option
 def cli() -> None:
     """Train small recurrent models on the windows of a feature store."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 import polars as pl
 import pytest
@@ -275,8 +276,9 @@ class TestUserErrors:
     def test_traceback_only_when_asked(self, moola, tmp_path: Path) -> None:
         quiet = moola("info", tmp_path / "no.zarr")
         assert "Traceback" not in quiet.err
-        loud = moola("info", tmp_path / "no.zarr", "-vv")
-        assert "Traceback" in loud.err
+        for given in (("info", tmp_path / "no.zarr", "-vv"), ("-vv", "info", tmp_path / "no.zarr")):
+            loud = moola(*given)
+            assert "Traceback" in loud.err
         assert quiet.code == loud.code == 1
 
 
@@ -380,6 +382,8 @@ class TestOtherCommands:
         shown = moola(command, "--help")
         assert shown.code == 0
         assert "Usage: " in shown.out
+        options = [x for x in cli.cli.commands[command].params if isinstance(x, click.Option)]
+        assert [option.name for option in options if not option.help] == []
 
 
 def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
