@@ -112,8 +112,9 @@ def build(
     StoreError
         The target holds something else and ``force`` is not set; or it cannot be appended to.
     ConfigError
-        Less than one worker, memory that not even one fits into, a limit of it for a cluster, or
-        ``prune`` where there is nothing to be removed.
+        Less than one worker, memory that not even one fits into, a limit of it for a cluster, what
+        is no address of one, a ``column_map`` that fits no input, or ``prune`` where there is
+        nothing to be removed.
     OutputError
         A full disk, no permission, a target that is inside another store, or another build of the
         same target.

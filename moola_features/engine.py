@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,7 +91,7 @@ def compute(
     Raises
     ------
     BarsError
-        Family ``returns`` with a price that is not above 0.
+        No :class:`Bars`, or family ``returns`` with a price that is not above 0.
     ConfigError
         Less than one worker.
 
@@ -107,6 +108,7 @@ def compute(
     >>> features.values.shape, features.names[5]
     ((300, 11), 'range_z')
     """
+    _require_bars(bars)
     config = FeatureConfig.or_standard(config)
     num_workers = resolve_workers(workers)
     carried = FeaturePass(config)
@@ -240,9 +242,15 @@ def swings(bars: Bars, config: FeatureConfig | None = None) -> Swings:
     -------
     Swings
         Extremes and the bars that confirmed them, as positions in ``bars``.
+
+    Raises
+    ------
+    BarsError
+        No :class:`Bars`.
     """
     from moola_features.kernels.swings import swings as kernel
 
+    _require_bars(bars)
     config = FeatureConfig.or_standard(config)
     carried = FeaturePass(config)
     starts = segment_starts(bars.time, config.max_gap_ns, None)
@@ -262,6 +270,11 @@ def swings(bars: Bars, config: FeatureConfig | None = None) -> Swings:
         is_high, index, confirmed, price = (array[: count[0]] for array in found)
         parts.append((is_high, index + start, confirmed + start, price))
     return Swings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _require_bars(bars: Any) -> None:
+    if not isinstance(bars, Bars):
+        raise BarsError(f"bars is a {type(bars).__name__}; give Bars, as read_bars(...) makes them")
 
 
 def require_positive(bars: Bars, config: FeatureConfig, first_row: int = 0) -> None:

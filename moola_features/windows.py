@@ -107,13 +107,7 @@ class Windows:
         """
         if isinstance(index, slice):
             return self.gather(np.arange(*index.indices(len(self))))
-        try:
-            position = operator.index(index)
-        except TypeError:
-            raise WindowIndexError(
-                f"windows are indexed by whole numbers and slices, not {type(index).__name__}; "
-                "use gather(rows) for a list of rows"
-            ) from None
+        position = position_of(index)
         num_windows = len(self.starts)
         if not -num_windows <= position < num_windows:
             raise _outside(f"window {position}", num_windows)
@@ -166,6 +160,17 @@ class Windows:
             out.reshape(count, size),
         )  # fmt: skip
         return out
+
+
+def position_of(index: Any) -> int:
+    """Return the position of a window, which may not be there, or refuse what is none."""
+    try:
+        return operator.index(index)
+    except TypeError:
+        raise WindowIndexError(
+            f"windows are indexed by whole numbers and slices, not {type(index).__name__}; "
+            "use gather(rows) for a list of rows"
+        ) from None
 
 
 def checked_rows(rows: ArrayLike, num_windows: int) -> NDArray[np.int64]:

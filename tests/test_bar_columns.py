@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -10,8 +11,9 @@ import pytest
 import moola_features as mf
 from moola_features.bars.checks import FIELDS, PRICES
 from moola_features.bars.columns import find_columns
-from moola_features.errors import BarsError
+from moola_features.errors import BarsError, ConfigError
 from tests.bar_formats import BARS, as_frame, assert_same
+from tests.markets import frame, walk
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,6 @@ def test_a_map_decides_between_two() -> None:
         ([], {}, "the columns are none"),
         ([f"c{i}" for i in range(30)], {}, "c19 and 10 more"),
         (["1577836800", "1", "2", "0.5", "1e3"], {}, "is no header; add one: time,open,high,"),
-        (["time", "open"], {"opn": "open"}, "column_map has 'opn'; its fields are time, open"),
         (["time", "open"], {"high": "hi"}, "no column 'hi' for high; the columns are time, open"),
         (["time", "open", "Open", "high", "low", "close"], {}, "'open' and 'Open' could each"),
         (["time", "open", "open", "high", "low", "close"], {}, "'open' and 'open' have one name"),
@@ -77,6 +78,26 @@ def test_columns_that_cannot_be_told(
         find_columns(names, column_map, "nq.csv")
     assert str(caught.value).startswith("nq.csv: ")
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column_map", "text"),
+    [
+        ({"opn": "open"}, "column_map (--map) has 'opn'; its fields are time, open, high, low, "),
+        ("open", "column_map is 'open'; give column by field, such as {'open': 'px_open'}"),
+        ([("open", "px")], "column_map is [('open', 'px')]; give column by field"),
+    ],
+)
+def test_maps_that_fit_no_columns(column_map: Any, text: str, tmp_path: Path) -> None:
+    frame(walk(200)).write_parquet(tmp_path / "nq.parquet")
+    for use in (
+        lambda: find_columns(["time", *PRICES], column_map, "nq.csv"),
+        lambda: mf.read_bars(walk(20), column_map=column_map),
+        lambda: mf.build([tmp_path / "nq.parquet"], tmp_path / "u.zarr", column_map=column_map),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            use()
+        assert str(caught.value).startswith(text)
 
 
 def test_a_column_that_is_mapped_is_not_found_twice() -> None:

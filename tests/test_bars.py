@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import moola_features as mf
 from moola_features.bars import Bars
 from moola_features.bars.checks import FIELDS, MISSING_TIME, PRICES, BarArrays, BarCheck
 from moola_features.errors import BarsError, MoolaError
@@ -180,7 +181,7 @@ def test_a_bad_row_is_named(what: str, row: int) -> None:
     time = "no time" if what == "no time" else time_text(START_NS + row * MINUTE_NS)
     assert message.startswith(f"row {row} ({time}")
     assert text in message
-    assert message.endswith("or pass on_bad_bars='drop'")
+    assert message.endswith("or pass on_bad_bars='drop' (--on-bad-bars drop)")
     assert "\n" not in message
 
 
@@ -238,6 +239,9 @@ def test_what_is_no_bars_is_refused(changes: dict[str, Any], text: str) -> None:
 
 
 def test_no_bars_at_all_are_refused() -> None:
+    for use in (mf.compute, mf.swings):
+        with pytest.raises(BarsError, match=r"bars is a dict; give Bars, as read_bars\(\.\.\.\)"):
+            use({"open": [1.0]})
     with pytest.raises(BarsError, match="there are no bars"):
         Bars([], [], [], [], [])
 

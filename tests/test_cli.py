@@ -242,6 +242,8 @@ class TestUserErrors:
         assert moola("build").code == 2
         assert moola("build", SAMPLE, "-o", tmp_path / "a", "--swing-rule", "magic").code == 2
         assert moola("build", SAMPLE, "-o", tmp_path / "a", "--map", "open").code == 2
+        assert moola("build", SAMPLE, "-o", tmp_path / "a", "--map", "foo=bar").code == 2
+        assert moola("build", SAMPLE, "-o", tmp_path / "a", "--dask", "garbage").code == 2
         refused = moola("build", SAMPLE, "-o", tmp_path / "a", "--max-gap", "soon")
         assert refused.code == 2
         one_line(refused, "max_gap", "soon", "4h")

@@ -246,7 +246,7 @@ class TestRefusals:
     @pytest.mark.parametrize("address", ["garbage", "", "tcp://", "tcp://host", "host:port"])
     def test_no_address(self, address, tmp_path):
         began = time.monotonic()
-        with pytest.raises(RemoteError) as caught:
+        with pytest.raises(ConfigError) as caught:
             mf.build(walk(200), tmp_path / "x.zarr", dask=address)
         assert str(caught.value) == (
             f"--dask is {address!r}; give the address of a scheduler, such as tcp://host:8786"

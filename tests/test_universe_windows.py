@@ -112,6 +112,8 @@ def test_what_cannot_be(universe):
     found = universe.windows()
     with pytest.raises(WindowIndexError, match="is outside the"):
         found[len(found)]
+    with pytest.raises(WindowIndexError, match="whole numbers and slices, not float; use gather"):
+        found[1.0]
     with pytest.raises(WindowError, match="out is float32"):
         found.gather([0], out=np.empty((1, 105, 10), np.float32))
     assert len(universe.windows(length=100_000)) == 0

@@ -211,9 +211,8 @@ class BarCheck:
     def _record(self, fault: Fault, code: int) -> None:
         if self.on_bad_bars == "error":
             remedy = _REMEDIES.get(code, "mend the row")
-            raise BarsError(
-                named(self.name, f"{fault.detail}; {remedy}, or pass on_bad_bars='drop'")
-            )
+            text = f"{remedy}, or pass on_bad_bars='drop' (--on-bad-bars drop)"
+            raise BarsError(named(self.name, f"{fault.detail}; {text}"))
         if len(self.dropped.examples) < NUM_EXAMPLES:
             self.dropped.examples.append(fault)
 

@@ -6,11 +6,12 @@ import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
 from moola_features.bars.checks import FIELDS, PRICES, Float64, named
-from moola_features.errors import BarsError
+from moola_features.errors import BarsError, ConfigError
 
 # Compared after lower-casing and leaving out everything but letters and digits.
 SYNONYMS = {
@@ -74,8 +75,10 @@ def find_columns(
 
     Raises
     ------
+    ConfigError
+        What :func:`require_column_map` refuses.
     BarsError
-        A field without a column or with several, or a map that names what is not there.
+        A field without a column or with several, or a map to a column that is not there.
 
     Examples
     --------
@@ -84,11 +87,9 @@ def find_columns(
     >>> find_columns(["ts", "px", "o", "h", "l"], {"close": "px"}).close
     'px'
     """
+    require_column_map(column_map)
     given = dict(column_map or {})
     for field, name in given.items():
-        if field not in SYNONYMS:
-            known = ", ".join(SYNONYMS)
-            raise BarsError(named(source, f"column_map has {field!r}; its fields are {known}"))
         if name not in names:
             text = f"no column {name!r} for {field}; the columns are {_listed(names)}"
             raise BarsError(named(source, text))
@@ -109,6 +110,25 @@ def find_columns(
         raise BarsError(named(source, _missing_text(missing, names)))
     one = {field: found[field][0] for field in PRICES}
     return BarColumns(time=time, symbol=next(iter(found["symbol"]), None), **one)
+
+
+def require_column_map(column_map: Any) -> None:
+    """Refuse what is no map of column by field, whatever the columns are.
+
+    Raises
+    ------
+    ConfigError
+        Anything but a mapping, or a field that bars do not have.
+    """
+    if not isinstance(column_map, Mapping | None):
+        raise ConfigError(
+            f"column_map is {column_map!r}; give column by field, such as {{'open': 'px_open'}}"
+        )
+    for field in column_map or {}:
+        if field not in SYNONYMS:
+            raise ConfigError(
+                f"column_map (--map) has {field!r}; its fields are {', '.join(SYNONYMS)}"
+            )
 
 
 def _require_one(field: str, matching: list[str], source: str) -> None:

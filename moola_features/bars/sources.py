@@ -63,6 +63,8 @@ def read_bars(
     BarsError
         Bars that cannot be read or contradict themselves, several symbols and none chosen, or
         none of that name. The message says which row, what was found and what to do.
+    ConfigError
+        A ``column_map`` that is none, or of a field that bars do not have.
     BarsNotFoundError
         No file at the path.
 
@@ -114,6 +116,8 @@ def open_source(
     ------
     BarsError
         A source that cannot be opened, or whose columns are not those of bars.
+    ConfigError
+        As of :func:`read_bars`.
     BarsNotFoundError
         No file at the path.
 

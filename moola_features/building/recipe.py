@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from moola_features.bars import Bars
 from moola_features.bars.checks import DroppedBars
-from moola_features.bars.columns import BarColumns
+from moola_features.bars.columns import BarColumns, require_column_map
 from moola_features.config import FeatureConfig
 
 
@@ -51,6 +51,11 @@ class Recipe:
         Whether a store of another input or configuration is replaced.
     append
         Whether bars go behind those that stand.
+
+    Raises
+    ------
+    ConfigError
+        A ``column_map`` that fits no input.
     """
 
     config: FeatureConfig
@@ -58,6 +63,9 @@ class Recipe:
     on_bad_bars: str = "error"
     force: bool = False
     append: bool = False
+
+    def __post_init__(self) -> None:
+        require_column_map(self.column_map)
 
     def input_of(self, opened: Source, name: str) -> dict[str, Any]:
         """Return what a store keeps of its input, but for the digest."""

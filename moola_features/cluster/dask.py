@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from moola_features.building.outcomes import Outcome
-from moola_features.errors import OutputError, RemoteError
+from moola_features.errors import ConfigError, OutputError, RemoteError
 from moola_features.remote.objects import is_remote, local_path
 from moola_features.universe.inputs import Member
 from moola_features.universe.tasks import Work, build_member, is_made
@@ -41,13 +41,15 @@ class Dask:
 
     Raises
     ------
+    ConfigError
+        What is no address.
     RemoteError
         No scheduler at the address, or one without workers.
     """
 
     def __init__(self, address: str) -> None:
         if not re.fullmatch(r"([a-z]+://)?[^/\s]+:\d{1,5}", address):
-            raise RemoteError(
+            raise ConfigError(
                 f"--dask is {address!r}; give the address of a scheduler, such as tcp://host:8786"
             )
         try:

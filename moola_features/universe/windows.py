@@ -6,7 +6,6 @@ many windows as bars, and a number for each of them would take 100 GB.
 
 from __future__ import annotations
 
-import operator
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from moola_features.windows import (
     checked_rows,
     chosen_segments,
     clipped_segments,
+    position_of,
     positive,
     valid_runs,
 )
@@ -158,7 +158,7 @@ class UniverseWindows:
         """
         if isinstance(index, slice):
             return self.gather(np.arange(*index.indices(len(self))))
-        (window,) = self.gather([operator.index(index)])
+        (window,) = self.gather([position_of(index)])
         return window  # type: ignore[no-any-return]
 
     def locate(self, rows: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
