@@ -88,6 +88,7 @@ def follow(
     if header is None:
         raise StreamError("stdin is empty; give a header line time,open,high,low,close")
     columns = _columns(header)
+    needed = set(columns.names)
     read_time = TimeReader()
     symbol = None
     names = stream.config.names
@@ -98,7 +99,7 @@ def follow(
             if not cells:
                 continue
             named = dict(zip(header, cells, strict=False))
-            if len(cells) > len(header):
+            if len(cells) > len(header) or not needed <= named.keys():
                 _refuse(number, cells, f"it has {len(cells)} cells for {len(header)} columns")
             if columns.symbol is not None:
                 # The state of one would be carried on to the other.
@@ -148,7 +149,7 @@ def _bar(
         time = int(read_time([pl.Series([cells[name]]) for name in columns.time])[0])
         if time == MISSING_TIME:
             raise ValueError("its time cannot be read")
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         _refuse(number, list(cells.values()), str(error))
     return time, prices
 

@@ -330,7 +330,7 @@ HEADER = "time,open,high,low,close"
         ("time,open,high,low\n5,1,1,1\n", "no column for close; give a header line time,open,high"),
         (f"{HEADER}\n5,1_0,10,10,10\n", "row 0: '5,1_0,10,10,10' is no bar: '1_0' is no number"),
         (f"{HEADER}\n5,1,1,1,1,9\n", "it has 6 cells for 5 columns"),
-        (f"{HEADER}\n5,1,1,1\n", "row 0: '5,1,1,1' is no bar"),
+        (f"{HEADER}\n5,1,1,1\n", "'5,1,1,1' is no bar: it has 4 cells for 5 columns"),
         (f"{HEADER}\n{'1' * 140_000},1,1,1,1\n", "line 2: field larger than field limit"),
         ("", "stdin is empty"),
     ],
@@ -342,3 +342,9 @@ def test_lines_that_are_no_bars_are_named(text: str, words: str) -> None:
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sink.getvalue().count("\n") - bool(sink.getvalue()) == stream.num_bars  # those before
+
+
+def test_a_line_may_end_before_columns_that_nobody_reads() -> None:
+    stream = mf.Stream()
+    follow(stream, io.StringIO(f"{HEADER},volume\n5,1,1,1,1,9\n6,1,1,1,1\n"), io.StringIO())
+    assert stream.num_bars == 2
