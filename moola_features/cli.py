@@ -187,7 +187,8 @@ def build(
     config = _config_of(settings) if given or not append else None
     source = bars[0] if len(bars) == 1 else bars
     started = time.perf_counter() - _BEGAN
-    with progress_bar("instruments" if names_files(source) else "bars") as progress:
+    # One file may hold several symbols, and then instruments are counted: it is not open yet.
+    with progress_bar("instruments" if names_files(source) else "done") as progress:
         report = build_store(
             source, store, config,
             column_map=mapping, on_bad_bars=on_bad_bars, force=force, append=append, prune=prune,
@@ -495,6 +496,8 @@ def stream(
     """Read bars as CSV on stdin (time,open,high,low,close), write their features on stdout."""
     from moola_features.live import follow, open_stream
 
+    if symbol is not None and store is None:
+        raise click.UsageError("--symbol needs --store STORE")
     when_interrupted("interrupted")  # the state may be saved by then
     chosen = {name: value for name, value in settings.items() if value is not None}
     config = _config_of(settings) if chosen else None

@@ -167,6 +167,8 @@ class TestBuild:
         both.write_parquet(tmp_path / "two.parquet")
         done = moola("build", tmp_path / "two.parquet", "-o", tmp_path / "u.zarr")
         assert done.code == 0, done.err
+        assert "2/2" in done.err
+        assert "bars" not in done.err  # what is counted are instruments
         assert "NQ" in done.out
         assert "ES/1" in done.out
         shown = moola("info", tmp_path / "u.zarr", "--json")
@@ -351,6 +353,11 @@ class TestOtherCommands:
         assert refused.code == 1
         one_line(refused, "is inside the store", "choose another folder")
         assert not (store / "state.json").exists()
+
+    def test_a_symbol_of_no_store(self, moola) -> None:
+        refused = moola("stream", "--symbol", "NQ")
+        assert refused.code == 2
+        one_line(refused, "--symbol needs --store")
 
     def test_stream_goes_on_from_a_store(self, store: Path) -> None:
         opened = mf.open_store(store)
