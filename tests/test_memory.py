@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 import moola_features as mf
@@ -55,6 +56,10 @@ def test_every_worker_takes_as_much(resident):
     wider = memory.predicted_bytes(1, **sizes(num_columns=19))
     assert wider - one == 65_536 * 8 * 4
     assert memory.predicted_bytes(1, **sizes(at_once=11)) == one
+    assert memory.predicted_bytes(1, **sizes(num_bars=10**6)) == one
+    few = [memory.predicted_bytes(n, **sizes(at_once=9, num_bars=100)) for n in (1, 9)]
+    assert few[0] < one
+    assert few[1] - few[0] < 8 * 17 * MB
     several = memory.predicted_bytes(2, **sizes(at_once=11))
     assert several - two == (2 + 1) * 65_536 * 40 + 3 * 1_000 * 40 + MB + 48 * MB
 
@@ -133,6 +138,26 @@ def test_what_is_foretold_of_a_universe_is_enough(kind, tmp_path):
     done = run_python(IN_A_UNIVERSE, source, tmp_path / "x.zarr").stdout.split()
     foretold, peak = map(float, done)
     assert peak < foretold < 1.6 * peak
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("num_bars", [200, 5_000])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "symbols"])
+def test_what_is_foretold_of_small_instruments(kind, num_bars, tmp_path):
+    source = tmp_path / "data"
+    source.mkdir()
+    tables = [frame(walk(num_bars), name if kind == "symbols" else None) for name in "ABCDEF"]
+    if kind == "symbols":
+        source = tmp_path / "all.parquet"
+        pl.concat(tables).write_parquet(source)
+    for name, table in zip("ABCDEF", tables, strict=True):
+        if kind == "csv":
+            table.write_csv(source / f"{name}.csv")
+        elif kind == "parquet":
+            table.write_parquet(source / f"{name}.parquet")
+    script = MEASURED.replace("workers=2", "workers=6")
+    foretold, peak = map(float, run_python(script, source, tmp_path / "x.zarr").stdout.split())
+    assert peak < foretold < 2 * peak
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")

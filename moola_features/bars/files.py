@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from moola_features.bars import Bars
 from moola_features.bars.checks import FIELDS
-from moola_features.errors import BarsError, BarsNotFoundError
+from moola_features.errors import BarsError, BarsNotFoundError, MoolaError
 
 _HEAD_BYTES = 65_536
 _PARQUET_BUFFER_BYTES = 1 << 20
@@ -34,6 +34,7 @@ _CLAIMED = {
 }  # fmt: skip
 DECODING_BYTES = 100_000_000
 _CSV_BYTES_PER_BAR = 64
+_CSV_LEAST_BYTES_PER_BAR = 16  # ten digits of a time, and four prices of one
 _CSV_BLOCK_BYTES = (1 << 16, 1 << 20)
 
 # What Arrow and Polars raise on input that they cannot decode.
@@ -274,6 +275,10 @@ class _CsvReader(Reader):
             for batch in reader:
                 yield _as_frame(batch)
 
+    def most_rows(self) -> int | None:
+        """Most rows that there can be, None where the text is compressed."""
+        return None if self._compression else self.path.stat().st_size // _CSV_LEAST_BYTES_PER_BAR
+
     def fraction_read(self) -> float | None:
         if self._file is None:
             return 0.0
@@ -284,6 +289,17 @@ def foreseen_decoding(path: str | Path) -> int:
     """Memory that a pass over a file will take, by its name alone; an open one knows better."""
     claimed = Path(path).suffix.lower() in _CLAIMED
     return DECODING_BYTES if claimed else _CsvReader.decoding_bytes
+
+
+def foreseen_bars(path: str | Path) -> int | None:
+    """Most bars that a file can hold, where that is told without reading it; else None."""
+    try:
+        reader = _open_file(Path(path))
+    except MoolaError:
+        return 0  # what is wrong with it is told when its turn comes
+    if isinstance(reader, _ParquetReader):
+        return reader.count_rows([])
+    return reader.most_rows() if isinstance(reader, _CsvReader) else None
 
 
 def open_reader(source: Any) -> Reader:

@@ -15,7 +15,9 @@ from moola_features.store.layout import CHUNK_BARS, bar_arrays, chunk_bytes
 
 _BAR_BYTES = 40  # time and four prices
 _COPIES = 3  # of a batch while it is decoded: as the file has it, converted, and cut
+_DECODED_BARS = 2 * CHUNK_BARS  # by which decoding is measured: of fewer it takes less
 _THREAD_BYTES = 48_000_000  # of memory that allocators keep for one more thread that decodes
+_LEAST_THREAD_BYTES = 16_000_000  # the same where it decodes next to nothing
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -41,7 +43,13 @@ def parse_size(value: Any) -> int:
 
 
 def predicted_bytes(
-    workers: int, *, num_columns: int, batch_bars: int, decoding_bytes: int, at_once: int = 1
+    workers: int,
+    *,
+    num_columns: int,
+    batch_bars: int,
+    decoding_bytes: int,
+    at_once: int = 1,
+    num_bars: int | None = None,
 ) -> int:
     """Peak memory of this process in a build that is about to start.
 
@@ -55,16 +63,25 @@ def predicted_bytes(
         Bars that are decoded at a time, and what the decoder itself takes.
     at_once
         Instruments that are built at once, where there are workers for them.
+    num_bars
+        The most bars that one instrument has; None where nothing tells.
     """
-    buffers = workers * sum(chunk_bytes(array) for array in bar_arrays(num_columns).values())
+    full = CHUNK_BARS if num_bars is None else min(CHUNK_BARS, num_bars)  # bars of one chunk
+    batch = batch_bars if num_bars is None else min(batch_bars, num_bars)
+    chunk = sum(chunk_bytes(array) for array in bar_arrays(num_columns).values())
+    buffers = workers * chunk * full // CHUNK_BARS
     instruments = min(workers, at_once)
-    waiting = (workers + instruments * (AHEAD + 1)) * CHUNK_BARS * _BAR_BYTES
-    decoded = instruments * _COPIES * batch_bars * _BAR_BYTES
-    decoding = decoding_bytes + (instruments - 1) * (decoding_bytes + _THREAD_BYTES)
+    waiting = (workers + instruments * (AHEAD + 1)) * full * _BAR_BYTES
+    decoded = instruments * _COPIES * batch * _BAR_BYTES
+    # The first to decode brings the libraries' own pages in, however few its bars.
+    whole = decoding_bytes + _THREAD_BYTES
+    share = 1.0 if num_bars is None else min(1.0, num_bars / _DECODED_BARS)
+    more = max(int(share * whole), _LEAST_THREAD_BYTES)
+    decoding = decoding_bytes + (instruments - 1) * more
     return resident_bytes() + decoding + buffers + waiting + decoded
 
 
-def fitting_workers(workers: int, max_memory: int | None, **sizes: int) -> tuple[int, int]:
+def fitting_workers(workers: int, max_memory: int | None, **sizes: Any) -> tuple[int, int]:
     """Lower the number of workers until a build fits.
 
     Parameters
@@ -99,7 +116,7 @@ def fitting_workers(workers: int, max_memory: int | None, **sizes: int) -> tuple
 
 
 def allot(
-    workers: int, max_memory: int | None, tell: Callable[[str], None] | None, **sizes: int
+    workers: int, max_memory: int | None, tell: Callable[[str], None] | None, **sizes: Any
 ) -> tuple[int, int]:
     """Lower the number of workers as :func:`fitting_workers` does, and tell what came of it."""
     workers, predicted = fitting_workers(workers, max_memory, **sizes)

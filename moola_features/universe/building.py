@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moola_features import spec
-from moola_features.bars.files import foreseen_decoding
+from moola_features.bars.files import foreseen_bars, foreseen_decoding
 from moola_features.bars.sources import BATCH_BARS
 from moola_features.building.instruments import universe_attributes
 from moola_features.building.job import load_kernel
@@ -36,6 +36,7 @@ from moola_features.building.report import BuildReport, Clock, Progress
 from moola_features.config import FeatureConfig
 from moola_features.errors import BarsError, MoolaError, StoreError
 from moola_features.files import clear_folder, link_tree, replaced_folder
+from moola_features.remote.objects import is_remote
 from moola_features.store import read_attributes, require_config
 from moola_features.store.layout import group_name, num_chunks
 from moola_features.store.summary import summarise
@@ -243,6 +244,7 @@ def fit(
         batch_bars=BATCH_BARS if opened is None else MAX_BATCH_BARS,
         decoding_bytes=_decoding(given) if opened is None else opened.decoding_bytes,
         at_once=len(given.members),
+        num_bars=None if recipe.append else _most_bars(given),  # or with those that stand
     )  # fmt: skip
 
 
@@ -253,6 +255,21 @@ def _decoding(given: Input) -> int:
         foreseen_decoding(source) if isinstance(source, str | Path) else source.decoding_bytes
         for source in sources
     )
+
+
+def _most_bars(given: Input) -> int | None:
+    """Most bars that the input of one instrument can hold; None where nothing tells cheaply."""
+    if given.opened is not None:
+        return given.opened.num_rows
+    most = 0
+    for member in given.members:
+        if is_remote(member.source):
+            return None
+        found = foreseen_bars(member.source)
+        if found is None or found >= BATCH_BARS:
+            return None  # the rest cannot make it more: no need to look at all of many files
+        most = max(most, found)
+    return most
 
 
 def _standing(target: Path, given: set[str], recipe: Recipe, *, prune: bool) -> dict[str, str]:
