@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -68,7 +69,7 @@ def run(group: click.Group, name: str, interrupted: str) -> NoReturn:
     _STATE["verbosity"] = 0
     when_interrupted(interrupted)
     # A terminated program tidies up like an interrupted one.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = group.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
@@ -85,6 +86,11 @@ def run(group: click.Group, name: str, interrupted: str) -> NoReturn:
             traceback.print_exc()
         code = 2 if isinstance(error, ConfigError) else 1
     sys.exit(code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # Not by way of SIGINT, which a program that a script starts in the background ignores.
+    raise KeyboardInterrupt
 
 
 def _remember_verbosity(_context: click.Context, _option: click.Parameter, value: int) -> None:

@@ -395,7 +395,8 @@ class TestOtherCommands:
         assert [option.name for option in options if not option.help] == []
 
 
-def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     bars = tmp_path / "bars.parquet"
     frame = pl.read_parquet(SAMPLE)
     step = frame["timestamp"].dt.epoch("ns").max() - frame["timestamp"].dt.epoch("ns").min()
@@ -404,15 +405,18 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
         for i in range(60)
     ]
     pl.concat(parts).write_parquet(bars)
+    # What a script starts in the background ignores Ctrl-C; termination it must not.
+    shell = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"] if number == signal.SIGTERM else []
+    build = [sys.executable, "-m", "moola_features", "build", bars, "-o", tmp_path / "a.zarr"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "moola_features", "build", bars, "-o", tmp_path / "a.zarr"],
+        [*shell, *build],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     beside = tmp_path / ".a.zarr.building"
     deadline = time.monotonic() + 60
     while not beside.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
     if process.returncode == 0:
         pytest.fail("the build ended before it could be interrupted")
