@@ -140,7 +140,7 @@ PRESETS: dict[str, Preset] = {
         ModelSettings(hidden_size=128, num_layers=2, heads=("reconstruction",), mask_vector=True),
     ),
     "multitask": Preset(
-        "pretraining: classes of every bar",
+        "heads for the classes of every bar, which no objective teaches yet",
         ModelSettings(
             hidden_size=128,
             num_layers=2,
